@@ -1,0 +1,91 @@
+# Everything runs from .venv, which is made from the hash-pinned locks and again when they change.
+
+PYTHON ?= python3
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
+
+.PHONY: repro test bench seeds lint lock clean
+
+repro: .venv/pipeline.stamp  ## run the stages that are out of date
+	dvc repro
+
+test: .venv/tests.stamp  ## run all tests
+	pytest -n auto --cov
+
+bench: .venv/tests.stamp  ## compare speed and memory with the notebook (PYTORCH=its Python: and with PyTorch)
+	python -m benchmarks.compare $(if $(PYTORCH),--pytorch $(PYTORCH))
+
+seeds: .venv/tests.stamp  ## measure the accuracy of the default recipe over ten seeds
+	python -m benchmarks.seeds
+
+lint: .venv/tests.stamp  ## check style and types
+	ruff check
+	ruff format --check
+	mypy
+
+lock: .venv/pipeline.stamp  ## renew the locks from pyproject.toml
+	uv pip compile -q --upgrade --universal --generate-hashes --no-header \
+	    --extra s3 --extra ssh pyproject.toml -o requirements.lock
+	uv pip compile -q --upgrade --universal --generate-hashes --no-header \
+	    --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	echo uv | uv pip compile -q --upgrade --universal --generate-hashes --no-header \
+	    - -o requirements-uv.lock
+
+clean:  ## remove .venv; data, model and DVC's cache stay
+	rm -rf .venv
+
+.venv/bin/uv: requirements-uv.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
+	    "error: $(PYTHON) is Python %d.%d; this needs 3.11 to 3.13: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@touch $@
+
+.venv/pipeline.stamp: .venv/bin/uv requirements.lock
+	uv pip install -q --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/tests.stamp: .venv/pipeline.stamp requirements-dev.lock
+	uv pip install -q --require-hashes -r requirements.lock -r requirements-dev.lock
+	@touch $@
+
+# What a team needs; README.md shows when.
+
+BASE ?= origin/main
+
+.PHONY: verify verify-remote hooks experiments smoke locked pushed report
+
+verify: .venv/pipeline.stamp  ## hash outputs again, in workspace and cache; mend what can be
+	@python -m stages.verify
+
+verify-remote: .venv/pipeline.stamp  ## hash the remote's data again, remove what is damaged
+	@python -m stages.verify --remote
+
+hooks: .venv/pipeline.stamp  ## let Git call DVC on commit, push and checkout
+	@grep -qs 'dvc git-hook' $(HOOKS) || dvc install
+	@sed -i.tmp 's|^exec dvc|PATH=".venv/bin:$$PATH" exec dvc|' $(HOOKS) && rm $(HOOKS:=.tmp)
+	@echo 'Git runs "dvc status" on commit, "dvc checkout" on checkout, "dvc push" on push'
+
+HOOKS = $(addprefix $(shell git rev-parse --git-path hooks)/,pre-commit pre-push post-checkout)
+
+experiments: .venv/pipeline.stamp  ## compare experiments: the columns that differ and matter
+	@dvc exp show --no-pager --only-changed --hide-workspace \
+	    --drop 'Created|State|Executor|(data|metrics|stages)/|^(training|per_class)\.|.*loss|accuracy|mismatch|.*lock$$'
+
+smoke: .venv/pipeline.stamp  ## run all stages on a few images, in a temporary folder
+	dvc exp run --temp -S preprocess.max_images=2000 -S preprocess.validation_size=200
+
+locked: .venv/pipeline.stamp  ## fail unless dvc.lock matches code and parameters; needs no data
+	@dvc repro --dry --allow-missing | tee /dev/stderr | grep -q 'up to date' || \
+	    { echo 'error: dvc.lock does not match; run `dvc repro` and commit' >&2; exit 1; }
+
+pushed: .venv/pipeline.stamp  ## fail if the remote lacks data of dvc.lock
+	@[ -n "$$(dvc remote list)" ] || { echo 'no remote: nothing to check'; exit; }; \
+	found=$$(dvc status --cloud) && ! echo "$$found" | grep -E '^\s*(new|missing):' || \
+	    { echo 'error: the remote lacks data of dvc.lock; run `dvc push`' >&2; exit 1; }
+
+report: .venv/pipeline.stamp  ## compare with BASE: Markdown here, plots in dvc_plots/index.html
+	@echo '## Metrics' && dvc metrics diff --md $(BASE)
+	@echo '## Parameters' && dvc params diff --md $(BASE)
+	@echo '## Plots that differ' && git diff --name-only $(BASE) -- metrics | sed 's/.*/- `&`/'
+	@dvc plots diff $(BASE) >/dev/null
