@@ -1,0 +1,106 @@
+"""The tensors in data/tensors: .npy files, the manifest that pins them, and their checks."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages import params
+from stages.errors import StageError
+
+FOLDER = Path("data/tensors")
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation", "test")
+
+UInt8: TypeAlias = NDArray[np.uint8]
+
+_REMEDY = "run `make verify`, then `dvc repro`"
+_CHUNK = 4096  # images written at once: a few MB
+
+
+class Manifest(params.Section):
+    """What preprocess wrote: the names of the classes, and the SHA-256 of each tensor file."""
+
+    classes: list[str]
+    sha256: dict[str, str]
+
+
+def load(split: str, folder: Path = FOLDER) -> tuple[UInt8, UInt8]:
+    """Map one split's tensors into memory, read-only, checked against the manifest.
+
+    Returns images, uint8 (N, height, width, 1), and one-hot labels, uint8 (N, classes).
+    Raises StageError that names the file if one is missing, damaged or not what it should be:
+    DVC itself trusts what its cache holds.
+    """
+    manifest = read_manifest(folder)
+    images_path, labels_path = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))
+    images, labels = _map(images_path), _map(labels_path)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 1:
+        raise _error(images_path, "uint8 of shape (N, height, width, 1)", _what(images))
+    count, classes = len(images), len(manifest.classes)
+    if labels.dtype != np.uint8 or labels.shape != (count, classes):
+        raise _error(labels_path, f"uint8 of shape ({count}, {classes})", _what(labels))
+    if not ((labels <= 1).all() and (labels.sum(axis=1, dtype=np.int64) == 1).all()):
+        raise _error(labels_path, "one-hot rows", "a row with another number of ones than one")
+    for path in (images_path, labels_path):
+        found, pinned = sha256(path), manifest.sha256.get(path.name)
+        if found != pinned:
+            raise _error(path, f"SHA-256 {pinned} as in {MANIFEST}", found)
+    return images, labels
+
+
+def read_manifest(folder: Path = FOLDER) -> Manifest:
+    """Read what preprocess said of its tensors."""
+    path = folder / MANIFEST
+    return params.validate(params.read_yaml(path), Manifest, path, "manifest")
+
+
+def write_manifest(path: Path, classes: list[str], tensors: dict[str, Path]) -> None:
+    """Write the manifest of `tensors`: their names, and the paths where they are for now."""
+    content = {"classes": classes, "sha256": {n: sha256(file) for n, file in tensors.items()}}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def write_images(path: Path, images: UInt8, chosen: NDArray[np.int64]) -> None:
+    """Write `images[chosen]`, (N, height, width), as a .npy of shape (n, height, width, 1).
+
+    A few thousand images are in memory at a time, whatever the size of the file.
+    """
+    with path.open("wb") as file:
+        shape = (len(chosen), *images.shape[1:], 1)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(chosen), _CHUNK):
+            file.write(images[chosen[start : start + _CHUNK]].tobytes())
+
+
+def sha256(path: Path) -> str:
+    """Hash a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _map(path: Path) -> UInt8:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise StageError(f"{path}: not found; run `dvc repro preprocess`") from None
+    except (ValueError, EOFError) as error:
+        raise _error(path, "a .npy file", f"{error}".rstrip(".")) from None
+    if not isinstance(array, np.memmap):
+        raise _error(path, "a .npy file", "an archive")
+    expected, size = array.offset + array.nbytes, path.stat().st_size
+    if size != expected:
+        raise _error(path, f"{expected} bytes", f"{size}")
+    return array
+
+
+def _what(array: UInt8) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+def _error(path: Path, expected: str, found: str) -> StageError:
+    return StageError(f"{path}: must be {expected}, but is {found}; {_REMEDY}")
