@@ -1,0 +1,122 @@
+"""Measure the trained network on the test images.
+
+Reads   data/tensors/test_{images,labels}.npy, data/tensors/manifest.json, data/model/model.keras
+Writes  metrics/metrics.json     accuracy, loss, counts; precision, recall and F1 of each class
+        metrics/predictions.csv  index, actual, predicted, confidence of each test image
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stages import errors, files, params, runtime, tensors
+from stages.errors import StageError
+
+MODEL = Path("data/model/model.keras")
+METRICS = Path("metrics/metrics.json")
+PREDICTIONS = Path("metrics/predictions.csv")
+
+
+class EvaluateParams(params.Section):
+    """The `evaluate` section of params.yaml."""
+
+    batch_size: int = Field(ge=1)
+    threads: int = Field(ge=1)
+
+
+def predict(images: tensors.UInt8, p: EvaluateParams) -> NDArray[np.float64]:
+    """Return the network's probabilities, (N, classes), for images of shape (N, h, w, 1)."""
+    runtime.start(seed=0, threads=p.threads)
+    # Imported here, because TensorFlow takes seconds and must be set up first.
+    from stages import model_file
+
+    model = model_file.load(MODEL)
+    if model.input_shape[1:] != images.shape[1:]:
+        raise StageError(
+            f"{MODEL}: was trained on images of shape {model.input_shape[1:]}, but the test "
+            f"images are {images.shape[1:]}; run `dvc repro`"
+        )
+    probabilities = model.predict(images, batch_size=p.batch_size, verbose=0)
+    return np.asarray(probabilities, dtype=np.float64)
+
+
+def tabulate(
+    actual: NDArray[np.intp], probabilities: NDArray[np.float64], classes: list[str]
+) -> pd.DataFrame:
+    """Return a row an image: index, actual and predicted class name, confidence 0..1."""
+    names = np.array(classes)
+    return pd.DataFrame(
+        {
+            "actual": names[actual],
+            "predicted": names[probabilities.argmax(axis=1)],
+            "confidence": probabilities.max(axis=1),
+        }
+    ).rename_axis("index")
+
+
+def measure(
+    actual: NDArray[np.intp], probabilities: NDArray[np.float64], classes: list[str]
+) -> dict[str, Any]:
+    """Return what metrics.json holds, from labels (N,) and probabilities (N, classes).
+
+    `loss` is the mean categorical cross-entropy, in nats, probabilities clipped at 1e-7 as Keras
+    does. A precision or recall of nothing counts as 0.
+    """
+    predicted = probabilities.argmax(axis=1)
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (actual, predicted), 1)
+    hits = confusion.diagonal()
+    precision = hits / np.maximum(confusion.sum(axis=0), 1)
+    recall = hits / np.maximum(confusion.sum(axis=1), 1)
+    f1 = 2 * hits / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1), 1)
+    images, mismatches = len(actual), int((predicted != actual).sum())
+    likelihood = probabilities[np.arange(images), actual].clip(1e-7, 1 - 1e-7)
+    return {
+        "accuracy": (images - mismatches) / images,
+        "mismatch_rate": mismatches / images,
+        "loss": float(-np.log(likelihood).mean()),
+        "images": images,
+        "mismatches": mismatches,
+        "per_class": {
+            name: {
+                "images": int(confusion[index].sum()),
+                "precision": float(precision[index]),
+                "recall": float(recall[index]),
+                "f1": float(f1[index]),
+            }
+            for index, name in enumerate(classes)
+        },
+    }
+
+
+def main() -> None:
+    """Predict the test images, write the metrics and the predictions."""
+    p = params.load("evaluate", EvaluateParams)
+    images, labels = tensors.load("test")
+    classes = tensors.read_manifest().classes
+    actual = labels.argmax(axis=1)
+    probabilities = predict(images, p)
+    if not np.isfinite(probabilities).all():
+        raise StageError(f"{MODEL}: predicts values that are not numbers; train it again")
+    metrics = measure(actual, probabilities, classes)
+
+    with ExitStack() as outputs:
+        files.write_json(outputs.enter_context(files.replacing(METRICS)), metrics)
+        tabulate(actual, probabilities, classes).to_csv(
+            outputs.enter_context(files.replacing(PREDICTIONS)),
+            float_format="%.6f",
+            lineterminator="\n",
+        )
+    print(
+        f"test accuracy {metrics['accuracy']:.4f}: {metrics['mismatches']} of "
+        f"{metrics['images']:,} misclassified, loss {metrics['loss']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)
