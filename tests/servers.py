@@ -1,0 +1,154 @@
+"""Real servers on loopback for the tests of downloads: mirrors that misbehave, and a proxy."""
+
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Request(BaseHTTPRequestHandler):
+    """One request to a mirror; the mirror's `respond` writes the answer through it."""
+
+    server: "Mirror"
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.requests.append((time.monotonic(), self.path))
+        self.server.respond(self)
+
+    def do_CONNECT(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def answer(self, body: bytes = b"", status: int = 200, **headers: str) -> None:
+        """Answer properly; `Content_Type="..."` sets a header, `Content_Length=""` omits it."""
+        self.send_response(status)
+        for name, value in ({"Content_Length": str(len(body))} | headers).items():
+            if value:
+                self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait, but not for longer than the mirror lives; tell whether it does."""
+        return not self.server.closing.wait(seconds)
+
+    def reset(self) -> None:
+        """Break the connection off, as a crashed server does."""
+        self.wfile.flush()
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close_connection = True
+
+
+class Mirror(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, respond: Callable[[Request], None], tls: ssl.SSLContext | None) -> None:
+        super().__init__(("127.0.0.1", 0), Request)
+        self.respond = respond
+        self.tls = tls
+        self.requests: list[tuple[float, str]] = []  # seconds, path
+        self.connections = 0
+        self.closing = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.server_port}/data/"
+
+    @property
+    def times(self) -> list[float]:
+        return [when for when, _ in self.requests]
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        if self.tls:
+            request = self.tls.wrap_socket(request, server_side=True)
+        with contextlib.suppress(OSError):  # the client may leave when it likes
+            super().finish_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        # Close without the polite shutdown, which would hide a reset.
+        with contextlib.suppress(OSError):
+            self.close_request(request)
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def mirror(
+    respond: Callable[[Request], None], tls: ssl.SSLContext | None = None
+) -> Iterator[Mirror]:
+    """Serve on loopback until the end of the block."""
+    with Mirror(respond, tls) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.closing.set()
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """Accept connections (the kernel does) and never say a word; yield host:port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def full() -> Iterator[str]:
+    """Listen with a queue that is full, so that connecting takes for ever; yield host:port."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as s:
+        address = listener.getsockname()
+        for _ in range(4):
+            client = s.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+        yield f"127.0.0.1:{address[1]}"
+
+
+def refusing() -> str:
+    """Return host:port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def forward(request: Request) -> None:
+    """Respond as a forward proxy does: absolute addresses for http, CONNECT for https."""
+    if request.command == "CONNECT":
+        host, port = request.path.split(":")
+        with socket.create_connection((host, int(port))) as upstream:
+            request.send_response(200)
+            request.end_headers()
+            back = threading.Thread(target=_pump, args=(upstream, request.connection), daemon=True)
+            back.start()
+            _pump(request.connection, upstream)
+            back.join()
+        request.close_connection = True
+        return
+    host, _, path = request.path.removeprefix("http://").partition("/")
+    with socket.create_connection((host.split(":")[0], int(host.split(":")[1]))) as upstream:
+        upstream.sendall(f"GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        _pump(upstream, request.connection)
+    request.close_connection = True
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)

@@ -1,0 +1,365 @@
+"""IDX files are read exactly, or refused with a message; never guessed at."""
+
+import gzip
+import math
+import re
+import resource
+import struct
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis.extra.numpy as arrays
+import idx2numpy
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from stages.idx import IdxError, map_idx, read_idx, write_idx
+
+TYPE_CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
+
+# Bytes written by hand, and what they mean: bits where `==` would not tell.
+BY_HAND: dict[str, tuple[str, NDArray[Any]]] = {
+    "uint8": (
+        "00 00 08 02  00000002 00000003  00 01 7f  80 fe ff",
+        np.array([[0, 1, 127], [128, 254, 255]], "u1"),
+    ),
+    "int8": (
+        "00 00 09 01  00000005  80 ff 00 01 7f",
+        np.array([-128, -1, 0, 1, 127], "i1"),
+    ),
+    "int16": (
+        "00 00 0b 01  00000004  8000 ffff 0102 7fff",
+        np.array([-32768, -1, 258, 32767], "i2"),
+    ),
+    "int32": (
+        "00 00 0c 01  00000004  80000000 ffffffff 01020304 7fffffff",
+        np.array([-(2**31), -1, 16909060, 2**31 - 1], "i4"),
+    ),
+    "float32: 1.5, -0.0, infinities, a NaN with a payload, the least number": (
+        "00 00 0d 01  00000006  3fc00000 80000000 7f800000 ff800000 7fc01234 00000001",
+        np.array([0x3FC00000, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC01234, 1], "u4").view("f4"),
+    ),
+    "float64: 1.5, -0.0, -infinity, a signalling NaN": (
+        "00 00 0e 01  000000043ff8000000000000 8000000000000000 fff0000000000000 7ff0000000abcdef",
+        np.array([0x3FF8 << 48, 1 << 63, 0xFFF << 52, (0x7FF << 52) + 0xABCDEF], "u8").view("f8"),
+    ),
+    "one element, no dimension": ("00 00 08 00  07", np.array(7, "u1")),
+    "no element": ("00 00 0c 01  00000000", np.zeros(0, "i4")),
+    "no element, three dimensions": (
+        "00 00 0d 03  00000002 00000000 00000003",
+        np.zeros((2, 0, 3), "f4"),
+    ),
+    "long and empty": ("00 00 08 02  ffffffff 00000000", np.zeros((2**32 - 1, 0), "u1")),
+    "64 dimensions": ("00 00 08 40" + "00000001" * 64 + "2a", np.full((1,) * 64, 42, "u1")),
+}
+
+
+def same(found: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """Compare shape, type (byte order aside) and bits, so that -0.0 and NaN payloads count."""
+    big_endian = expected.dtype.newbyteorder(">")
+    return (
+        found.shape == expected.shape
+        and found.dtype.newbyteorder(">") == big_endian
+        and found.astype(big_endian, casting="equiv").tobytes()
+        == expected.astype(big_endian, casting="equiv").tobytes()
+    )
+
+
+@pytest.mark.parametrize("name", list(BY_HAND))
+@pytest.mark.parametrize("packed", [False, True])
+def test_bytes_written_by_hand(tmp_path: Path, name: str, packed: bool) -> None:
+    text, expected = BY_HAND[name]
+    content = bytes.fromhex(text)
+    path = tmp_path / "file"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    array = read_idx(path)
+    assert same(array, expected)
+    assert array.dtype.isnative
+    assert array.flags.writeable
+    write_idx(tmp_path / "again", expected)
+    assert (tmp_path / "again").read_bytes() == content
+    if packed:
+        with pytest.raises(IdxError, match="is compressed by gzip; unpack it"):
+            map_idx(path)
+    else:
+        assert same(map_idx(str(path)), expected)
+
+
+arrays_of_all_types: st.SearchStrategy[NDArray[Any]] = arrays.arrays(
+    st.sampled_from([np.dtype(order + name) for name in TYPE_CODES for order in "<>"]),
+    arrays.array_shapes(min_dims=0, max_dims=6, min_side=0, max_side=6),
+)
+
+
+@settings(deadline=None)
+@given(arrays_of_all_types)
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, array: NDArray[Any]) -> None:
+    folder = tmp_path_factory.mktemp("round")
+    for path in (folder / "array", folder / "array.gz"):
+        write_idx(path, array)
+        assert same(read_idx(path), array)
+    assert same(map_idx(folder / "array"), array)
+    assert gzip.decompress((folder / "array.gz").read_bytes()) == (folder / "array").read_bytes()
+
+
+@settings(deadline=None)
+@given(arrays_of_all_types)
+def test_idx2numpy_reads_what_we_write_and_we_what_it_writes(
+    tmp_path_factory: pytest.TempPathFactory, array: NDArray[Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("oracle")
+    native = array.astype(array.dtype.newbyteorder("="))
+    write_idx(folder / "ours", array)
+    assert same(idx2numpy.convert_from_file(str(folder / "ours")), array)
+    if native.size and native.ndim:  # it writes neither empty arrays nor single elements
+        idx2numpy.convert_to_file(str(folder / "theirs"), native)
+        assert same(read_idx(folder / "theirs"), array)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda a: a[::2, ::-1], lambda a: a.T, lambda a: np.asfortranarray(a), lambda a: a[:, 1]],
+)
+def test_arrays_in_any_memory_layout(
+    tmp_path: Path, view: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    array = view(np.arange(30_000, dtype="i4").reshape(200, 150))
+    write_idx(tmp_path / "a", array)
+    assert same(read_idx(tmp_path / "a"), array)
+
+
+def test_writing_the_same_array_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.gz", "b.gz"):
+        write_idx(tmp_path / name, np.arange(100, dtype="i2"))
+    a, b = ((tmp_path / name).read_bytes() for name in ("a.gz", "b.gz"))
+    assert a == b
+    assert b[4:8] == bytes(4)  # no time in it
+
+
+def test_mapping_is_read_only_and_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.write(bytes.fromhex("00 00 08 02 00000400 00100000"))
+        file.truncate(12 + (1 << 30))  # 1 GB of zeros that take no room on the disk
+    tracemalloc.start()
+    try:
+        array = map_idx(path)
+        assert array[-1, -1] == 0
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ValueError, match="read-only"):
+        array[0, 0] = 1
+
+
+def test_reading_takes_the_memory_of_the_array_once(tmp_path: Path) -> None:
+    for name in ("a", "a.gz"):
+        write_idx(tmp_path / name, np.zeros(2_000_000, "f8"))
+        tracemalloc.start()
+        try:
+            read_idx(tmp_path / name)
+            assert tracemalloc.get_traced_memory()[1] < 17_000_000
+        finally:
+            tracemalloc.stop()
+
+
+# --- Malformed files ---------------------------------------------------------------------------
+
+TYPES = "08 uint8, 09 int8, 0b int16, 0c int32, 0d float32, 0e float64"
+MALFORMED: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "has 0 bytes, an IDX file has at least 4"),
+    "three bytes": (b"\0\0\x08", "has 3 bytes, an IDX file has at least 4"),
+    "HTML": (b"<!doctype html>", "starts with 3c 21, an IDX file with 00 00"),
+    "second byte": (b"\0\1\x08\1\0\0\0\0", "starts with 00 01, an IDX file with 00 00"),
+    "type": (b"\0\0\x0a\1\0\0\0\0", f"element type is 0a, expected one of {TYPES}"),
+    "header cut short": (
+        bytes.fromhex("00 00 08 03 0000000a 00"),
+        "ends after 9 bytes, a header of 3 dimensions has 16",
+    ),
+    "too many dimensions": (
+        bytes.fromhex("00 00 08 41" + "00000001" * 65 + "00"),
+        "has 65 dimensions, NumPy at most 64",
+    ),
+    "2^96 bytes": (
+        bytes.fromhex("00 00 08 03" + "ffffffff" * 3),
+        "has 16 bytes, its header (4294967295 x 4294967295 x 4294967295 of uint8) "
+        f"claims {16 + (2**32 - 1) ** 3}; fetch it again",
+    ),
+    "1 GB": (
+        bytes.fromhex("00 00 0e 01 08000000"),
+        "has 8 bytes, its header (134217728 of float64) claims 1073741832; fetch it again",
+    ),
+    "more than NumPy can index, all of it empty": (
+        bytes.fromhex("00 00 08 04" + "ffffffff" * 3 + "00000000"),
+        "has shape (4294967295, 4294967295, 4294967295, 0), more than NumPy can index",
+    ),
+    "one byte missing": (
+        bytes.fromhex("00 00 0b 01 00000002 0001 00"),
+        "has 11 bytes, its header (2 of int16) claims 12; fetch it again",
+    ),
+    "one byte too many": (
+        bytes.fromhex("00 00 0b 01 00000002 0001 0002 00"),
+        "has more bytes, its header (2 of int16) claims 12; fetch it again",
+    ),
+    "no element, one byte": (
+        bytes.fromhex("00 00 08 01 00000000 00"),
+        "has more bytes, its header (0 of uint8) claims 8; fetch it again",
+    ),
+    "no dimension, no element": (
+        bytes.fromhex("00 00 08 00"),
+        "has 4 bytes, its header (one of uint8) claims 5; fetch it again",
+    ),
+    "5 MB more": (
+        bytes.fromhex("00 00 08 01 00000001") + bytes(5_000_000),
+        "has more bytes, its header (1 of uint8) claims 9; fetch it again",
+    ),
+    "5 MB less": (
+        bytes.fromhex("00 00 08 01 7fffffff") + bytes(5_000_000),
+        "has 5000008 bytes, its header (2147483647 of uint8) claims 2147483655; fetch it again",
+    ),
+}
+
+
+def refused(read: Callable[[Path], object], path: Path) -> str:
+    """Return why `read` refuses the file; check the memory that it took."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(IdxError) as error:
+            read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < path.stat().st_size + (1 << 20)
+    assert isinstance(error.value, ValueError)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", list(MALFORMED))
+def test_malformed(tmp_path: Path, name: str) -> None:
+    content, why = MALFORMED[name]
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert refused(read_idx, path) == why
+    assert refused(map_idx, path) == why
+    path.write_bytes(gzip.compress(content))
+    assert refused(read_idx, path) == why
+
+
+VALID = gzip.compress(bytes.fromhex("00 00 08 02 00000400 00000400") + bytes(range(256)) * 4096)
+ZEROS = gzip.compress(bytes.fromhex("00 00 08 01 10000000") + bytes(1 << 28), 1)  # 256 MB
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        pytest.param(VALID[:-1], "ended before the end-of-stream", id="last byte missing"),
+        pytest.param(VALID[:40], "ended before the end-of-stream", id="cut short"),
+        pytest.param(VALID[:2], "ended before the end-of-stream", id="magic only"),
+        pytest.param(VALID[:-8] + bytes(8), "CRC check failed", id="CRC"),
+        pytest.param(VALID[:-4] + bytes(4), "Incorrect length", id="length"),
+        pytest.param(VALID + b"junk", "Not a gzipped file", id="junk after the end"),
+        pytest.param(VALID[:2] + b"\x07" + VALID[3:], "Unknown compression method", id="method"),
+        pytest.param(VALID[:60] + bytes(20) + VALID[80:], "", id="hole"),
+        pytest.param(ZEROS[:-8] + bytes(8), "CRC check failed", id="256 MB with the wrong CRC"),
+    ],
+)
+def test_damaged_gzip(tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "file.gz"
+    path.write_bytes(content)
+    text = refused(read_idx, path)
+    assert text.startswith("damaged gzip: ")
+    assert why in text
+    assert text.endswith("; fetch it again")
+
+
+def test_gzip_bomb_is_not_unpacked_further_than_the_header_claims(tmp_path: Path) -> None:
+    path = tmp_path / "file.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(bytes.fromhex("00 00 08 01 00000001"))
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    path.write_bytes(path.read_bytes()[:-10])  # whoever unpacks all of it finds it cut short
+    assert refused(read_idx, path).startswith("has more bytes, its header (1 of uint8) claims 9")
+
+
+def test_two_members_and_padding_are_valid_gzip(tmp_path: Path) -> None:
+    content = bytes.fromhex(BY_HAND["int32"][0])
+    (tmp_path / "a").write_bytes(gzip.compress(content[:7]) + gzip.compress(content[7:]) + bytes(9))
+    assert same(read_idx(tmp_path / "a"), BY_HAND["int32"][1])
+
+
+@pytest.mark.parametrize("read", [read_idx, map_idx])
+def test_not_a_regular_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    why = "is not a regular file; give the path of an IDX file"
+    assert refused(read, tmp_path) == why
+    with pytest.raises(IdxError, match=why):
+        read(Path("/dev/zero"))
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none")
+
+
+def test_checks_stay_when_python_optimizes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes.fromhex("00 00 08 01 00000009"))
+    code = "import sys; from stages import idx; idx.read_idx(sys.argv[1])"
+    command = [sys.executable, "-O", "-c", code, str(tmp_path / "file")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "IdxError" in result.stderr
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint16", "int64", "float16", "complex64", "U1", "O"])
+def test_types_that_idx_does_not_have(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "file"
+    array = np.zeros(3, dtype)
+    why = f"{path}: IDX cannot hold {array.dtype}; convert to one of {TYPES}"
+    with pytest.raises(IdxError, match=re.escape(why)):
+        write_idx(path, array)
+    assert not path.exists()
+
+
+def test_lengths_that_idx_does_not_have(tmp_path: Path) -> None:
+    array = np.zeros((0, 2**32), "u1")
+    with pytest.raises(IdxError, match=r"IDX holds at most 2\^32-1 along a dimension"):
+        write_idx(tmp_path / "file", array)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_idx(path, np.zeros(3, "u1"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as when the disk is full
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_idx(path, np.zeros(200_000, "u1"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert same(read_idx(path), np.zeros(3, "u1"))
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=64))
+def test_any_bytes_give_an_array_or_an_idx_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "file"
+    path.write_bytes(b"\0\0" + content)
+    try:
+        array = read_idx(path)
+    except IdxError:
+        return
+    # What is accepted says the same as the bytes, which are unpacked here independently.
+    _, code, dimensions = struct.unpack_from(">HBB", b"\0\0" + content)
+    assert array.shape == struct.unpack_from(f">{dimensions}I", content, 2)
+    assert TYPE_CODES[array.dtype.str[1:]] == code
+    assert len(content) == 2 + 4 * dimensions + math.prod(array.shape) * array.itemsize

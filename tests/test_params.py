@@ -1,0 +1,132 @@
+"""params.yaml is validated before any work, by every stage."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Project
+
+from stages import evaluate, params, plot, preprocess, train
+from stages.errors import StageError
+
+OWNERS: dict[str, type[params.Section]] = {
+    "preprocess": preprocess.PreprocessParams,
+    "train": train.TrainParams,
+    "evaluate": evaluate.EvaluateParams,
+    "plot": plot.PlotParams,
+}
+
+
+def message(section: str, text: str, tmp_path: Path) -> str:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(StageError) as error:
+        params.load(section, OWNERS[section], path)
+    return str(error.value).replace(str(path), "params.yaml")
+
+
+def with_value(section: str, key: str, value: str) -> str:
+    content = yaml.safe_load(params.PATH.read_text())
+    content[section][key] = "VALUE"
+    return yaml.safe_dump(content).replace("VALUE", value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.batch_size", "0", "must be greater than or equal to 2, got 0"),
+        ("train.batch_size", "-5", "must be greater than or equal to 2, got -5"),
+        ("train.batch_size", "64.5", "must be a valid integer, got 64.5"),
+        ("train.batch_size", "'64'", "must be a valid integer, got '64'"),
+        ("train.batch_size", "true", "must be a valid integer, got true"),
+        ("train.batch_size", "null", "must be a valid integer, got null"),
+        ("train.batch_size", "[64]", "must be a valid integer, got [64]"),
+        ("train.learning_rate", ".nan", "must be a finite number, got .nan"),
+        ("train.learning_rate", ".inf", "must be a finite number, got .inf"),
+        ("train.learning_rate", "-.inf", "must be a finite number, got -.inf"),
+        ("train.learning_rate", "0", "must be greater than 0, got 0"),
+        ("train.learning_rate", "fast", "must be a valid number, got fast"),
+        ("train.precision", "float16", "must be 'float32' or 'mixed_bfloat16', got float16"),
+        ("train.epochs", "0", "must be greater than or equal to 1, got 0"),
+        ("train.seed", "-1", "must be greater than or equal to 0, got -1"),
+        ("preprocess.validation_size", "-1", "must be greater than or equal to 0, got -1"),
+        ("preprocess.max_images", "0", "must be greater than or equal to 1, got 0"),
+        ("preprocess.max_images", "all", "must be a valid integer, got all"),
+        ("evaluate.threads", "0", "must be greater than or equal to 1, got 0"),
+        ("plot.seed", "x", "must be a valid integer, got x"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_was_expected(
+    key: str, value: str, expected: str, tmp_path: Path
+) -> None:
+    section, name = key.split(".")
+    found = message(section, with_value(section, name, value), tmp_path)
+    assert found == f"params.yaml: {key} {expected}"
+
+
+@pytest.mark.parametrize("section", OWNERS)
+def test_unknown_and_missing_keys(section: str, tmp_path: Path) -> None:
+    content: dict[str, Any] = yaml.safe_load(params.PATH.read_text())
+    content[section]["sede"] = 1
+    found = message(section, yaml.safe_dump(content), tmp_path)
+    assert found == f"params.yaml: {section}.sede is not a known key; check its spelling"
+    del content[section]["sede"]
+    key = next(iter(content[section]))
+    del content[section][key]
+    found = message(section, yaml.safe_dump(content), tmp_path)
+    assert found == f"params.yaml: {section}.{key} is missing"
+    del content[section]
+    assert (
+        message(section, yaml.safe_dump(content), tmp_path) == f"params.yaml: {section} is missing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "params.yaml: must be a mapping of sections, but is empty"),
+        ("- 1", "params.yaml: must be a mapping of sections, but is a list"),
+        ("train: [1", "params.yaml: not valid YAML: "),
+        ("train: {seed: 1, seed: 2}", "key 'seed' comes twice"),
+        ("train: 5", "params.yaml: train must be a valid dictionary"),
+    ],
+)
+def test_broken_files(text: str, expected: str, tmp_path: Path) -> None:
+    assert expected in message("train", text, tmp_path)
+
+
+def test_a_missing_file_and_a_file_that_is_not_text(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="not found; run from the root of the repository"):
+        params.read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(StageError, match="byte 3 is not UTF-8"):
+        params.read_yaml(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001", "1E-3", ".1e-2"])
+def test_numbers_are_read_as_dvc_reads_them(number: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(with_value("train", "learning_rate", number))
+    loaded = params.load("train", train.TrainParams, tmp_path / "params.yaml")
+    assert loaded.learning_rate == 0.001
+
+
+def test_the_stages_end_in_one_line_before_they_work(project: Project) -> None:
+    sections: dict[str, tuple[str, object, str]] = {
+        "fetch": ("dataset", "mnisty", "must be one of fashion-mnist, mnist, small, got 'mnisty'"),
+        "preprocess": ("validation_size", 1.5, "must be a valid integer, got 1.5"),
+        "train": ("epochs", "many", "must be a valid integer, got many"),
+        "evaluate": ("batch_size", 0, "must be greater than or equal to 1, got 0"),
+        "plot": ("seed", -1, "must be greater than or equal to 0, got -1"),
+    }
+    original = (project.path / "params.yaml").read_text()
+    for stage, (key, value, expected) in sections.items():
+        project.set_params({stage: {key: value}})
+        printed = project.stage(stage, status=1)
+        assert printed == f"error: params.yaml: {stage}.{key} {expected}\n"
+        (project.path / "params.yaml").write_text(original)
+    assert sorted(path.name for path in (project.path / "data").iterdir()) == [
+        "datasets.yaml",
+        "mirror",
+    ]
+    assert not (project.path / "metrics").exists()

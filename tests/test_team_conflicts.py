@@ -1,0 +1,62 @@
+"""Branches that meet again, and line endings that must not change a hash."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Project
+
+
+def branch(project: Project, name: str, changes: dict[str, dict[str, int]]) -> None:
+    """Run the pipeline with other parameters on a branch of its own, then return to main."""
+    project.git("checkout", "-q", "-b", name)
+    project.set_params(changes)
+    project.dvc("repro")
+    project.commit(name)
+    project.git("checkout", "-q", "main")
+    project.dvc("checkout")
+
+
+def test_a_merge_restores_what_was_run_and_runs_what_is_new(finished: Project) -> None:
+    branch(finished, "ours", {"evaluate": {"batch_size": 7}, "plot": {"seed": 1}})
+    branch(finished, "theirs", {"plot": {"seed": 2}})
+    finished.git("merge", "-q", "ours")
+    conflict = finished.git("merge", "theirs", status=1)
+    assert "Merge conflict in params.yaml" in conflict
+    assert "Merge conflict in dvc.lock" in conflict
+
+    # The documented way out: settle the parameters; of the rest, either side will do.
+    params = finished.path / "params.yaml"
+    params.write_text(params.read_text().split("<<<<<<<")[0] + "  seed: 2\n")
+    settled = yaml.safe_load(params.read_text())
+    assert (settled["evaluate"]["batch_size"], settled["plot"]["seed"]) == (7, 2)
+    finished.git("checkout", "--ours", "dvc.lock", "metrics")
+    assert "Running stage" not in finished.dvc("repro")
+    assert finished.git("diff", "--stat", "theirs", "--", "metrics") == ""
+
+    finished.set_params({"plot": {"seed": 3}})
+    printed = finished.dvc("repro")
+    assert printed.count("Running stage") == 1
+    assert "Running stage 'plot'" in printed
+    finished.git("add", "params.yaml", "dvc.lock", "metrics")
+    finished.git("commit", "-q", "--no-edit")
+    assert "up to date" in finished.dvc("status")
+    assert finished.git("status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("autocrlf", ["true", "input", "false"])
+def test_line_endings_change_no_hash(finished: Project, tmp_path: Path, autocrlf: str) -> None:
+    clone = Project(tmp_path / "clone", finished.env)
+    windows = ("-c", f"core.autocrlf={autocrlf}", "-c", "core.eol=crlf")
+    finished.git(*windows, "clone", "-q", str(finished.path), str(clone.path))
+    clone.git("config", "core.autocrlf", autocrlf)
+    for name in clone.git("ls-files").splitlines():
+        assert (clone.path / name).read_bytes() == (finished.path / name).read_bytes(), name
+    assert "up to date" in clone.dvc("repro", "--dry", "--allow-missing")
+
+    # An editor of Windows saves with \r\n; Git takes them out again.
+    for name in ("stages/plot.py", "params.yaml", "dvc.lock", "data/datasets.yaml"):
+        path = clone.path / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    clone.git("add", "-A")
+    assert clone.git("diff", "--cached", "--stat") == ""

@@ -1,0 +1,171 @@
+"""Tensors that are damaged, foreign or wrong never reach a stage."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages import tensors
+from stages.errors import StageError
+
+CLASSES = ["a", "b", "c"]
+
+
+def write(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write a `train` split and its manifest as preprocess would."""
+    np.save(folder / "train_images.npy", images)
+    np.save(folder / "train_labels.npy", labels)
+    repin(folder)
+
+
+def repin(folder: Path) -> None:
+    files = {path.name: path for path in folder.glob("*.npy")}
+    tensors.write_manifest(folder / "manifest.json", CLASSES, files)
+
+
+def good() -> tuple[np.ndarray, np.ndarray]:
+    images = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4, 1)
+    return images, np.eye(3, dtype=np.uint8)[[0, 1, 2, 1, 0]]
+
+
+def test_good_tensors_load_as_they_were_and_cannot_be_written(tmp_path: Path) -> None:
+    write(tmp_path, *good())
+    images, labels = tensors.load("train", tmp_path)
+    np.testing.assert_array_equal(images, good()[0])
+    np.testing.assert_array_equal(labels, good()[1])
+    assert isinstance(images, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
+
+
+def test_an_empty_split_is_no_error(tmp_path: Path) -> None:
+    write(tmp_path, np.empty((0, 4, 4, 1), np.uint8), np.empty((0, 3), np.uint8))
+    images, labels = tensors.load("train", tmp_path)
+    assert (len(images), len(labels)) == (0, 0)
+
+
+def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+IMAGES, LABELS = good()
+TWO_ONES = LABELS.copy()
+TWO_ONES[1] = [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "expected"),
+    [
+        (IMAGES.astype(np.float32), LABELS, "train_images.npy: must be uint8 of shape (N, height"),
+        (IMAGES[..., 0], LABELS, "is uint8 of shape (5, 4, 4);"),
+        (np.repeat(IMAGES, 3, axis=3), LABELS, "is uint8 of shape (5, 4, 4, 3);"),
+        (IMAGES, LABELS[:4], "train_labels.npy: must be uint8 of shape (5, 3), but is uint8 of"),
+        (IMAGES, LABELS[:, :2], "must be uint8 of shape (5, 3), but is uint8 of shape (5, 2)"),
+        (IMAGES, LABELS.astype(np.int64), "must be uint8 of shape (5, 3), but is int64 of shape"),
+        (IMAGES, LABELS * 2, "train_labels.npy: must be one-hot rows"),
+        (IMAGES, TWO_ONES, "train_labels.npy: must be one-hot rows"),
+        (IMAGES, LABELS * 0, "train_labels.npy: must be one-hot rows"),
+    ],
+)
+def test_wrong_types_shapes_and_labels(
+    images: np.ndarray, labels: np.ndarray, expected: str, tmp_path: Path
+) -> None:
+    write(tmp_path, images, labels)
+    with pytest.raises(StageError) as error:
+        tensors.load("train", tmp_path)
+    assert expected in str(error.value)
+    assert str(tmp_path / "train_") in str(error.value)
+
+
+def archive(_: bytes) -> bytes:
+    path = Path("archive.npz")
+    np.savez(path, a=IMAGES)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda content: content[:-1], "mmap length is greater than file size"),
+        (lambda content: content[:50], "must be a .npy file"),
+        (lambda _: b"", "must be a .npy file"),
+        (lambda content: content + b"\0", "must be 208 bytes, but is 209"),
+        (lambda _: pickle.dumps([1, 2]), "must be a .npy file"),
+        (lambda _: b"<html>not found</html>", "must be a .npy file"),
+        (archive, "must be a .npy file, but is an archive"),
+    ],
+)
+def test_files_that_are_not_tensors(
+    change: Callable[[bytes], bytes],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, *good())
+    damage(tmp_path / "train_images.npy", change)
+    repin(tmp_path)
+    with pytest.raises(StageError) as error:
+        tensors.load("train", tmp_path)
+    assert expected in str(error.value)
+    assert "train_images.npy" in str(error.value)
+    assert "dvc repro" in str(error.value)
+
+
+def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (Path(tmp_path / "sprung"),))  # type: ignore[return-value]
+
+    write(tmp_path, *good())
+    np.save(tmp_path / "train_images.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    repin(tmp_path)
+    with pytest.raises(StageError, match=r"must be a \.npy file"):
+        tensors.load("train", tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["train_images.npy", "train_labels.npy"])
+def test_a_flipped_bit_is_caught(name: str, tmp_path: Path) -> None:
+    write(tmp_path, *good())
+    path = tmp_path / name
+    pinned = json.loads((tmp_path / "manifest.json").read_text())["sha256"][name]
+    content = bytearray(path.read_bytes())
+    if name == "train_labels.npy":  # stays one-hot: another class
+        content[-3:] = b"\0\1\0"
+    else:
+        content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StageError) as error:
+        tensors.load("train", tmp_path)
+    for part in (str(path), pinned, tensors.sha256(path), "make verify"):
+        assert part in str(error.value)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"manifest.json: not found"):
+        tensors.load("train", tmp_path)
+    write(tmp_path, *good())
+    with pytest.raises(StageError, match=r"test_images.npy: not found; run `dvc repro preprocess`"):
+        tensors.load("test", tmp_path)
+
+
+def test_a_manifest_that_is_not_one(tmp_path: Path) -> None:
+    write(tmp_path, *good())
+    (tmp_path / "manifest.json").write_text('{"classes": "abc"}')
+    with pytest.raises(StageError, match=r"manifest.classes must be a valid list, got abc"):
+        tensors.load("train", tmp_path)
+
+
+def test_images_are_written_in_pieces_as_numpy_would_write_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "_CHUNK", 2)
+    images = np.arange(7 * 3 * 2, dtype=np.uint8).reshape(7, 3, 2)
+    chosen = np.array([6, 0, 3, 3, 1])
+    tensors.write_images(tmp_path / "a.npy", images, chosen)
+    np.save(tmp_path / "b.npy", images[chosen][..., None])
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()

@@ -1,0 +1,297 @@
+"""The train stage, run as it is in a folder of its own, and what it refuses."""
+
+import hashlib
+import importlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+import yaml
+
+from stages import runtime, train, training
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUTS = ("data/model/model.keras", "metrics/history.csv", "metrics/training.json")
+PARAMS: dict[str, Any] = {
+    "seed": 1,
+    "epochs": 1,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "warmup": 0.25,
+    "momentum": 0.9,
+    "label_smoothing": 0.1,
+    "shift": 1,
+    "precision": "float32",
+    "threads": 2,
+}
+
+
+class Folder:
+    """A folder with parameters and tensors, in which the stage can run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self.command = [sys.executable, "-m", "stages.train"]
+        (path / "data/tensors").mkdir(parents=True)
+        self.write_tensors(range(26))
+        self.write_params()
+
+    def write_params(self, **changes: Any) -> None:
+        """Write the train section with some values changed, or left out if they are `...`."""
+        section = {k: v for k, v in (PARAMS | changes).items() if v is not ...}
+        (self.path / "params.yaml").write_text(yaml.safe_dump({"train": section}))
+
+    def write_tensors(self, train_labels: Any, classes: int = 3, size: int = 8) -> None:
+        """Write random training images with these labels (modulo `classes`), 9 for validation."""
+        random = np.random.default_rng(0)
+        folder = self.path / "data/tensors"
+        for split, labels in (("train", train_labels), ("validation", range(9))):
+            one_hot = np.eye(classes, dtype=np.uint8)[np.array(labels, dtype=int) % classes]
+            images = random.integers(0, 256, (len(labels), size, size, 1), dtype=np.uint8)
+            np.save(folder / f"{split}_images.npy", images)
+            np.save(folder / f"{split}_labels.npy", one_hot)
+        sums = {file.name: sha256(file) for file in folder.glob("*.npy")}
+        manifest = {"classes": [str(c) for c in range(classes)], "sha256": sums}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def run(self, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command,
+            cwd=self.path,
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            check=False,
+            **options,
+        )
+
+    def run_on_a_terminal(self) -> tuple[int, str]:
+        """Return the exit status and all that a terminal was shown."""
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 100))
+        process = subprocess.Popen(
+            self.command, cwd=self.path, env=self.environment, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # Linux says so when the last writer is gone
+            pass
+        os.close(ours)
+        return process.wait(), shown.decode()
+
+    def outputs(self) -> dict[str, str]:
+        """Return the SHA-256 of every file but the inputs."""
+        return {
+            str(file.relative_to(self.path)): sha256(file)
+            for file in sorted(self.path.rglob("*"))
+            if file.is_file() and "tensors" not in file.parts and file.name != "params.yaml"
+        }
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(folder: Folder) -> None:
+    status, shown = folder.run_on_a_terminal()
+    assert status == 0, shown
+    *bar, result = shown.replace("\r\n", "\n").rstrip("\n").split("\n")
+    # A bar and one line of result; nothing of what TensorFlow has to say.
+    assert result.startswith("training accuracy 0.")
+    assert "; validation accuracy 0." in result
+    final = "".join(bar).split("\r")[-1]
+    for part in ("train: 100%", "24/24", "images/s", "loss=", "accuracy=", "<00:00"):
+        assert part in final
+    assert all(
+        not piece.strip("\x1b[A ") or "train:" in piece for piece in "".join(bar).split("\r")
+    )
+    first = folder.outputs()
+    assert tuple(first) == OUTPUTS
+
+    killed = subprocess.Popen(folder.command, cwd=folder.path, env=folder.environment)
+    time.sleep(4)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert {name: folder.outputs()[name] for name in OUTPUTS} == first
+
+    os.truncate(folder.path / OUTPUTS[1], 10)
+    # With half of the cores, and with threads that TensorFlow would take from the environment.
+    folder.environment["TF_NUM_INTRAOP_THREADS"] = "1"
+    again = folder.run(
+        preexec_fn=lambda: os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+    )
+    assert (again.returncode, again.stderr) == (0, "")
+    assert folder.outputs() == first
+
+    model = keras.models.load_model(folder.path / OUTPUTS[0])
+    assert model.input_shape == (None, 8, 8, 1)
+    assert int(model.optimizer.iterations.numpy()) == 6
+    history = pd.read_csv(folder.path / OUTPUTS[1])
+    assert list(history.columns) == list(training.Row._fields)
+    assert history[["step", "epoch", "images_seen"]].to_numpy().tolist() == [[6, 1, 24]]
+    figures = json.loads((folder.path / OUTPUTS[2]).read_text())
+    assert figures["validation"]["loss"] == pytest.approx(history.validation_loss[0], rel=1e-5)
+    images = np.load(folder.path / "data/tensors/validation_images.npy")
+    labels = np.load(folder.path / "data/tensors/validation_labels.npy")
+    hits = model.predict(images, verbose=0).argmax(1) == labels.argmax(1)
+    assert figures["validation"]["accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
+
+
+def refuses(folder: Folder, *wanted: str) -> None:
+    """Check that the stage ends in one error line with these words and replaces nothing."""
+    for name in OUTPUTS:
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text("of the run before")
+    before = folder.outputs()
+    result = folder.run()
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    for words in wanted:
+        assert words in line
+    assert folder.outputs() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_sise": 4}, "train.batch_sise is not a known key"),
+        ({"batch_size": ...}, "train.batch_size is missing"),
+        ({"batch_size": "64"}, "train.batch_size must be a valid integer, got '64'"),
+        ({"batch_size": 1}, "train.batch_size must be greater than or equal to 2, got 1"),
+        ({"epochs": 0}, "train.epochs must be greater than or equal to 1, got 0"),
+        ({"epochs": True}, "train.epochs must be a valid integer, got true"),
+        ({"learning_rate": float("nan")}, "train.learning_rate must be a finite number, got .nan"),
+        ({"learning_rate": 0.0}, "train.learning_rate must be greater than 0, got 0.0"),
+        ({"warmup": 1.0}, "train.warmup must be less than 1, got 1.0"),
+        ({"precision": "float16"}, "train.precision must be 'float32' or 'mixed_bfloat16', got"),
+        ({"seed": -1}, "train.seed must be greater than or equal to 0, got -1"),
+    ],
+)
+def test_wrong_parameters(folder: Folder, changes: dict[str, Any], words: str) -> None:
+    folder.write_params(**changes)
+    refuses(folder, "params.yaml: ", words)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_fewer_images_than_a_batch(folder: Folder, count: int) -> None:
+    folder.write_tensors(range(count))
+    refuses(folder, "train.batch_size is 4", f"{count} training images")
+
+
+def test_one_class_only(folder: Folder) -> None:
+    folder.write_tensors([2] * 12)
+    refuses(folder, "data/tensors/train_labels.npy", "one class")
+
+
+def test_images_too_small_for_two_poolings(folder: Folder) -> None:
+    folder.write_tensors(range(8), size=3)
+    refuses(folder, "data/tensors/train_images.npy", "3x3")
+
+
+def test_damaged_tensors(folder: Folder) -> None:
+    path = folder.path / "data/tensors/train_images.npy"
+    os.truncate(path, path.stat().st_size - 1)
+    refuses(folder, "data/tensors/train_images.npy")
+
+
+def test_a_loss_that_is_no_number(folder: Folder) -> None:
+    folder.write_params(learning_rate=1e30, warmup=0.0)
+    refuses(folder, "loss became", "at step", "train.learning_rate")
+
+
+def test_no_validation_images_leave_its_figures_out(folder: Folder) -> None:
+    (rows,) = [[training.Row(2, 1, 8, 0.123456789, 0.5, 0.01, None, None)]]
+    path = folder.path / "history.csv"
+    train.write_history(path, rows)
+    assert path.read_bytes().split(b"\n") == [
+        b"step,epoch,images_seen,loss,accuracy,learning_rate,validation_loss,validation_accuracy",
+        b"2,1,8,0.123457,0.5,0.01,,",
+        b"",
+    ]
+
+
+def test_without_a_terminal_a_line_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    rows = [training.Row(n, 1, 100 * n, 0.5, 0.25, 0.01, None, None) for n in range(1, 9)]
+    assert list(train.show(rows, images=1000)) == rows
+    assert capfd.readouterr().err.splitlines() == [
+        "train: 300 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 28 s left",
+        "train: 600 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 16 s left",
+    ]
+
+
+def test_packages_that_keras_does_not_need_are_hidden_from_it() -> None:
+    with runtime._hiding(["this", "os"]):
+        import os as visible  # noqa: F401
+
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("this")
+    assert "this" not in sys.modules
+
+
+def test_tensorflows_noise_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with runtime._quiet():
+        os.write(2, b"noise\n")
+    assert capfd.readouterr().err == ""
+
+
+def test_tensorflows_noise_shows_if_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        with runtime._quiet():
+            os.write(2, b"reason\n")
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        fail()
+    assert capfd.readouterr().err == "reason\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "gpus", "fast"),
+    [
+        ("flags\t: avx2 avx512f avx512_bf16 fma\n", [], True),
+        ("flags\t: avx2 avx512f fma\n", [], False),
+        ("flags\t: avx2\n", ["a GPU"], True),
+        (None, [], False),
+    ],
+)
+def test_who_computes_in_bfloat16(
+    cpuinfo: str | None,
+    gpus: list[str],
+    fast: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    devices: Callable[[str], list[str]] = lambda kind: gpus if kind == "GPU" else []  # noqa: E731
+    monkeypatch.setattr(tf.config, "list_physical_devices", devices)
+    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
+    if cpuinfo is not None:
+        runtime.CPUINFO.write_text(cpuinfo)
+    assert runtime.has_fast_bfloat16() is fast
