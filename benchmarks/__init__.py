@@ -1,0 +1,1 @@
+"""The figures that README.md claims: how they were measured."""

@@ -1,0 +1,176 @@
+"""The pipeline against the notebook's code and PyTorch, run alternately on this machine.
+
+    python -m benchmarks.compare [--rounds 5] [--pytorch PYTHON]
+
+Each round runs, one after the other: `dvc repro` from an empty cache in a fresh clone, the
+notebook's recipe as one script, the training of the pipeline in both precisions, and PyTorch's
+where it is installed (benchmarks/requirements-pytorch.txt; `--pytorch` names its interpreter).
+Writes benchmarks/results/compare.md and compare.json. A round takes about four minutes on two
+cores.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from benchmarks.machine import describe
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A process that has ended: seconds, the most memory of it or a descendant, its last line."""
+
+    seconds: float
+    megabytes: float
+    output: str
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The JSON on the last line."""
+        return json.loads(self.output.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def run(command: list[str], folder: Path) -> Finished:
+    """Run a command to its end; stop the benchmark if it fails."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with tempfile.TemporaryFile("w+") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        # wait4 also tells the memory; that of the largest process in the tree.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read()
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} failed:\n{text}")
+    return Finished(seconds, usage.ru_maxrss / 1024, text)
+
+
+def clone(folder: Path) -> Path:
+    """Return a fresh clone with an empty cache, and with what is not committed yet."""
+    path = folder / "clone"
+    shutil.rmtree(path, ignore_errors=True)
+    run(["git", "clone", "-q", str(ROOT), str(path)], folder)
+    shutil.copytree(ROOT / "stages", path / "stages", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "benchmarks", path / "benchmarks", dirs_exist_ok=True)
+    shutil.copy(ROOT / "params.yaml", path / "params.yaml")
+    # Without the lock and the figures of the last run there is nothing to skip.
+    (path / "dvc.lock").unlink(missing_ok=True)
+    shutil.rmtree(path / "metrics", ignore_errors=True)
+    return path
+
+
+def one_round(folder: Path, pytorch: str | None, batch_size: int, bar: tqdm) -> dict[str, float]:  # type: ignore[type-arg]
+    """Run everything once; return the measurements by name."""
+    found: dict[str, float] = {}
+
+    def measure(what: str, command: list[str], where: Path) -> Finished:
+        bar.set_postfix_str(what)
+        finished = run(command, where)
+        bar.update()
+        return finished
+
+    project = clone(folder)
+    whole = measure("dvc repro", ["dvc", "repro"], project)
+    found["pipeline, seconds"], found["pipeline, MB"] = whole.seconds, whole.megabytes
+
+    script = str(ROOT / "benchmarks/notebook.py")
+    whole = measure("notebook", [sys.executable, script], folder)
+    found["notebook, seconds"], found["notebook, MB"] = whole.seconds, whole.megabytes
+    found["notebook, images/s"] = whole.figures["images_per_second"]
+    found["notebook, test accuracy"] = whole.figures["test_accuracy"]
+
+    for name, precision in PRECISIONS.items():
+        module = [sys.executable, "-m", "benchmarks.throughput", str(time.time())]
+        part = measure(f"train {name}", [*module, f"train.precision={precision}"], project)
+        found[f"pipeline {name}, images/s"] = part.figures["images_per_second"]
+        found[f"train {name}, MB"] = part.megabytes
+        found[f"train {name}, seconds to the first steps"] = part.figures["first_steps"]
+        if pytorch:
+            options = ["--batch-size", str(batch_size), "--dtype", name]
+            script = str(ROOT / "benchmarks/pytorch_epoch.py")
+            part = measure(f"PyTorch {name}", [pytorch, script, *options], folder)
+            found[f"PyTorch {name}, images/s"] = part.figures["images_per_second"]
+    return found
+
+
+def find_pytorch(interpreter: str) -> str | None:
+    """Return the interpreter if it can import PyTorch."""
+    check = [interpreter, "-c", "import torch"]
+    if subprocess.run(check, capture_output=True, check=False).returncode:
+        print("note: PyTorch is not installed, so it is left out; see requirements-pytorch.txt")
+        return None
+    return interpreter
+
+
+def ratios(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Return what the targets speak of: ratios within each round."""
+    wanted = {"wall time, pipeline / notebook": ("pipeline, seconds", "notebook, seconds")}
+    for name in PRECISIONS:
+        ours = f"pipeline {name}, images/s"
+        wanted[f"throughput {name}, pipeline / notebook"] = (ours, "notebook, images/s")
+        wanted[f"throughput {name}, pipeline / PyTorch"] = (ours, f"PyTorch {name}, images/s")
+    return {
+        name: [found[top] / found[bottom] for found in rounds]
+        for name, (top, bottom) in wanted.items()
+        if bottom in rounds[0]
+    }
+
+
+def table(measured: dict[str, list[float]]) -> list[str]:
+    """Return Markdown: median, least and most of each figure."""
+    lines = ["| figure | median | min to max | runs |", "|---|---|---|---|"]
+    for name, values in measured.items():
+        digits = 0 if max(values) >= 100 else 4 if "accuracy" in name else 2
+        middle, low, high = (
+            f"{v:,.{digits}f}" for v in (statistics.median(values), min(values), max(values))
+        )
+        lines.append(f"| {name} | {middle} | {low} to {high} | {len(values)} |")
+    return lines
+
+
+def main() -> None:
+    """Run the rounds and write the table."""
+    parser = argparse.ArgumentParser(description="Compare the pipeline with its rivals.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pytorch", default=sys.executable, help="a Python that has PyTorch")
+    arguments = parser.parse_args()
+    pytorch = find_pytorch(arguments.pytorch)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    rounds = []
+    total = arguments.rounds * (6 if pytorch else 4)
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=total, unit="run") as bar:
+        for _ in range(arguments.rounds):
+            rounds.append(one_round(Path(folder), pytorch, params["train"]["batch_size"], bar))
+
+    measured = ratios(rounds) | {name: [found[name] for found in rounds] for name in rounds[0]}
+    machine = describe()
+    lines = [*table(measured), "", "; ".join(f"{k} {v}" for k, v in machine.items()), ""]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "compare.md").write_text("\n".join(lines), encoding="utf-8")
+    content = {"machine": machine, "runs": arguments.rounds, "measured": measured}
+    (RESULTS / "compare.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The machine and the versions that a measurement belongs to."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+
+def describe() -> dict[str, str]:
+    """Return names and values: processor, cores, memory, Python, TensorFlow and Keras."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        names = {key.strip(): value.strip() for key, value in fields.items()}
+        processor = names.get("model name", processor)
+        extensions = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & set(
+            names.get("flags", "").split()
+        )
+        processor += f" ({', '.join(sorted(extensions))})"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": processor,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{memory:.0f} GiB",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("tensorflow", "keras", "numpy", "dvc")},
+    }

@@ -1,0 +1,129 @@
+"""Accuracy over seeds: mean and standard deviation of a recipe, written to benchmarks/results.
+
+    python -m benchmarks.seeds [--recipe default|tutorial|long] [--seeds 10] [-S train.epochs=2]
+
+Runs the stages themselves in a temporary copy of the project, so that the project's own outputs
+stay as they are. Only `train.seed` differs from run to run. Hyper-parameters were chosen by the
+validation figures; the test figures are only reported.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from benchmarks.machine import describe
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
+
+# What each recipe changes in params.yaml; README.md gives the same as `dvc exp run -S ...`.
+RECIPES: dict[str, list[str]] = {
+    "default": [],
+    "tutorial": [
+        "preprocess.validation_size=0",
+        "train.batch_size=32",
+        "train.learning_rate=0.001",
+        "train.warmup=0",
+        "train.momentum=0.99",
+        "train.label_smoothing=0",
+        "train.shift=0",
+    ],
+    "long": [
+        "train.epochs=20",
+        "train.learning_rate=0.006",
+        "train.momentum=0.99",
+        "train.shift=2",
+        "train.precision=mixed_bfloat16",
+    ],
+}
+
+
+def change(params: dict[str, Any], setting: str) -> None:
+    """Apply one `section.key=value`, as `dvc exp run -S` does; the key must be there."""
+    name, _, value = setting.partition("=")
+    section, _, key = name.partition(".")
+    if key not in params.get(section, {}):
+        sys.exit(f"error: params.yaml has no {name}")
+    params[section][key] = yaml.safe_load(value)
+
+
+def stage(name: str, folder: Path) -> None:
+    """Run one stage in the copy; its progress bar shows, what it prints does not."""
+    command = [sys.executable, "-m", f"stages.{name}"]
+    if subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode:
+        sys.exit(f"error: stage {name} failed")
+
+
+def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]:
+    """Train and evaluate with seeds 0, 1, ...; return a dict of figures for each."""
+    for name in ("stages", "data/mirror", "data/datasets.yaml"):
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for setting in settings:
+        change(params, setting)
+    rows = []
+    for seed in tqdm(range(seeds), desc="seeds", unit="run"):
+        params["train"]["seed"] = seed
+        (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+        # The data do not depend on the seed of training.
+        for name in ["train", "evaluate"] if seed else ["fetch", "preprocess", "train", "evaluate"]:
+            stage(name, folder)
+        training, test = (
+            json.loads((folder / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("training", "metrics")
+        )
+        row = {"seed": seed, "test": test["accuracy"], "test_loss": test["loss"]}
+        if "validation" in training:
+            row["validation"] = training["validation"]["accuracy"]
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Run a recipe with several seeds and write the table."""
+    parser = argparse.ArgumentParser(description="Measure a recipe's accuracy over seeds.")
+    parser.add_argument("--recipe", choices=RECIPES, default="default")
+    parser.add_argument("--seeds", type=int, default=10, help="how many: 0, 1, 2, ...")
+    parser.add_argument("-S", dest="settings", action="append", default=[], metavar="NAME=VALUE")
+    arguments = parser.parse_args()
+    settings = RECIPES[arguments.recipe] + arguments.settings
+    os.environ["PYTHONHASHSEED"] = "0"
+    with tempfile.TemporaryDirectory() as folder:
+        rows = run(settings, arguments.seeds, Path(folder))
+
+    summary: dict[str, Any] = {}
+    for key in ("test", "validation"):
+        values = [row[key] for row in rows if key in row]
+        if values:
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            summary[key] = {"mean": statistics.fmean(values), "deviation": deviation}
+    name = "seeds" if arguments.recipe == "default" else f"seeds-{arguments.recipe}"
+    machine = describe()
+    lines = [f"Recipe `{arguments.recipe}`: {' '.join(settings) or 'params.yaml as it is'}", ""]
+    lines += ["| accuracy | mean | standard deviation | runs |", "|---|---|---|---|"]
+    lines += [
+        f"| {key} | {v['mean']:.4f} | {v['deviation']:.4f} | {len(rows)} |"
+        for key, v in summary.items()
+    ]
+    lines += ["", "; ".join(f"{key} {value}" for key, value in machine.items()), ""]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
+    content = {"settings": settings, "summary": summary, "runs": rows, "machine": machine}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
