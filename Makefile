@@ -3,6 +3,8 @@
 PYTHON ?= python3
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
+# As pip does; without it TensorFlow's first import takes three times as long.
+export UV_COMPILE_BYTECODE := 1
 
 .PHONY: repro test bench seeds lint lock clean
 

@@ -25,10 +25,9 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from benchmarks.machine import describe
+from benchmarks import results
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks/results"
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
@@ -163,13 +162,7 @@ def main() -> None:
             rounds.append(one_round(Path(folder), pytorch, params["train"]["batch_size"], bar))
 
     measured = ratios(rounds) | {name: [found[name] for found in rounds] for name in rounds[0]}
-    machine = describe()
-    lines = [*table(measured), "", "; ".join(f"{k} {v}" for k, v in machine.items()), ""]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "compare.md").write_text("\n".join(lines), encoding="utf-8")
-    content = {"machine": machine, "runs": arguments.rounds, "measured": measured}
-    (RESULTS / "compare.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    results.write("compare", table(measured), {"runs": arguments.rounds, "measured": measured})
 
 
 if __name__ == "__main__":

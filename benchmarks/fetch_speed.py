@@ -22,11 +22,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import machine
+from benchmarks import results
 from stages import params
 from stages.catalogue import CATALOGUE, DataSet, File
 
-RESULTS = Path("benchmarks/results/fetch_speed.json")
 LARGE = "train-images-idx3-ubyte"
 
 # Prints seconds and the peak of the resident memory in bytes.
@@ -136,12 +135,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         large = enlarged(dataset, Path(folder), 2_000_000_000)
         figures.append(compare(large, arguments.large_runs, "a file of 2 GB"))
-    print("| data | unpacked | runs | fetch | gzip, sha256sum | ratio | peak memory of fetch |")
-    print("|---|---|---|---|---|---|---|")
-    print("\n".join(map(row, figures)))
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine.describe(), "comparisons": figures}
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    table = ["| data | unpacked | runs | fetch | gzip, sha256sum | ratio | peak memory of fetch |"]
+    table += ["|---|---|---|---|---|---|---|", *map(row, figures)]
+    results.write("fetch_speed", table, {"comparisons": figures})
 
 
 if __name__ == "__main__":

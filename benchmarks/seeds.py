@@ -1,6 +1,6 @@
 """Accuracy over seeds: mean and standard deviation of a recipe, written to benchmarks/results.
 
-    python -m benchmarks.seeds [--recipe default|tutorial|long] [--seeds 10] [-S train.epochs=2]
+    python -m benchmarks.seeds [--recipe NAME] [--seeds 10] [-S train.epochs=2]
 
 Runs the stages themselves in a temporary copy of the project, so that the project's own outputs
 stay as they are. Only `train.seed` differs from run to run. Hyper-parameters were chosen by the
@@ -15,20 +15,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm import tqdm
 
-from benchmarks.machine import describe
+from benchmarks import results
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks/results"
 
 # What each recipe changes in params.yaml; README.md gives the same as `dvc exp run -S ...`.
 RECIPES: dict[str, list[str]] = {
     "default": [],
+    "avx2": ["train.instructions=avx2", "evaluate.instructions=avx2"],
     "tutorial": [
         "preprocess.validation_size=0",
         "train.batch_size=32",
@@ -57,26 +58,38 @@ def change(params: dict[str, Any], setting: str) -> None:
     params[section][key] = yaml.safe_load(value)
 
 
-def stage(name: str, folder: Path) -> None:
+def stage(name: str, folder: Path, emulator: Sequence[str] = ()) -> None:
     """Run one stage in the copy; its progress bar shows, what it prints does not."""
-    command = [sys.executable, "-m", f"stages.{name}"]
+    command = [*emulator, sys.executable, "-m", f"stages.{name}"]
     if subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode:
         sys.exit(f"error: stage {name} failed")
 
 
-def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]:
-    """Train and evaluate with seeds 0, 1, ...; return a dict of figures for each."""
+def copy_project(folder: Path, settings: list[str]) -> dict[str, Any]:
+    """Copy what the stages need, with parameters changed; return all parameters."""
     for name in ("stages", "data/mirror", "data/datasets.yaml"):
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for setting in settings:
         change(params, setting)
+    write_params(params, folder)
+    return params
+
+
+def write_params(params: dict[str, Any], folder: Path) -> None:
+    """Write params.yaml of the copy."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]:
+    """Train and evaluate with seeds 0, 1, ...; return a dict of figures for each."""
+    params = copy_project(folder, settings)
     rows = []
     for seed in tqdm(range(seeds), desc="seeds", unit="run"):
         params["train"]["seed"] = seed
-        (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+        write_params(params, folder)
         # The data do not depend on the seed of training.
         for name in ["train", "evaluate"] if seed else ["fetch", "preprocess", "train", "evaluate"]:
             stage(name, folder)
@@ -110,19 +123,13 @@ def main() -> None:
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             summary[key] = {"mean": statistics.fmean(values), "deviation": deviation}
     name = "seeds" if arguments.recipe == "default" else f"seeds-{arguments.recipe}"
-    machine = describe()
     lines = [f"Recipe `{arguments.recipe}`: {' '.join(settings) or 'params.yaml as it is'}", ""]
     lines += ["| accuracy | mean | standard deviation | runs |", "|---|---|---|---|"]
     lines += [
         f"| {key} | {v['mean']:.4f} | {v['deviation']:.4f} | {len(rows)} |"
         for key, v in summary.items()
     ]
-    lines += ["", "; ".join(f"{key} {value}" for key, value in machine.items()), ""]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
-    content = {"settings": settings, "summary": summary, "runs": rows, "machine": machine}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    results.write(name, lines, {"settings": settings, "summary": summary, "runs": rows})
 
 
 if __name__ == "__main__":

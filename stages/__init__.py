@@ -1,1 +1,10 @@
 """The stages of the pipeline, in the order of dvc.yaml, and the modules that they share."""
+
+import sys
+
+from stages import errors
+
+# `python -m stages.NAME` runs this first, with "-m" still in the name's place: Ctrl-C ends in one
+# line while the stage imports its libraries, too. Whoever imports a module of ours is left alone.
+if sys.argv[0] == "-m":
+    sys.excepthook = errors.excepthook

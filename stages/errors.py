@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
 
 
 class StageError(Exception):
@@ -12,12 +13,10 @@ class StageError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; turn an expected failure into one `error:` line and status 1.
 
-    Ctrl-C ends with status 130, as shells expect. Anything else is a bug and keeps its traceback.
+    Ctrl-C is left to `excepthook`. Anything else is a bug and keeps its traceback.
     """
     try:
         main()
-    except KeyboardInterrupt:
-        _exit("interrupted; run it again to complete", status=130)
     except StageError as error:
         _exit(str(error))
     except MemoryError as error:
@@ -26,6 +25,19 @@ def run(main: Callable[[], None]) -> None:
         # Python names the file when it cannot be opened, but not when a disk is full.
         name = "cannot read or write" if error.filename is None else os.fsdecode(error.filename)
         _exit(f"{name}: {error.strerror or error}; mend that and run it again")
+
+
+def excepthook(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """End Ctrl-C in one `error:` line and status 130, as shells expect; else show the traceback."""
+    cause: BaseException | None = error
+    while cause:
+        # Libraries that are interrupted while they are imported may raise ImportError from it.
+        if isinstance(cause, KeyboardInterrupt):
+            _exit("interrupted; run it again to complete", status=130)
+        cause = cause.__cause__ or cause.__context__
+    sys.__excepthook__(kind, error, traceback)
 
 
 def _exit(message: str, status: int = 1) -> None:

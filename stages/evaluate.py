@@ -26,12 +26,13 @@ class EvaluateParams(params.Section):
     """The `evaluate` section of params.yaml."""
 
     batch_size: int = Field(ge=1)
-    threads: int = Field(ge=1)
+    threads: int = Field(ge=1, le=256)
+    instructions: runtime.Instructions
 
 
 def predict(images: tensors.UInt8, p: EvaluateParams) -> NDArray[np.float64]:
     """Return the network's probabilities, (N, classes), for images of shape (N, h, w, 1)."""
-    runtime.start(seed=0, threads=p.threads)
+    runtime.start(0, p.threads, p.instructions)
     # Imported here, because TensorFlow takes seconds and must be set up first.
     from stages import model_file
 

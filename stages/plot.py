@@ -36,6 +36,7 @@ def show(axes: Axes, image: tensors.UInt8, title: str) -> None:
     """Draw one image, (height, width, 1), ink on paper."""
     axes.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=255)
     axes.set_title(title, fontsize=8)
+    axes.set(xticks=[], yticks=[])  # laying out ticks that are not drawn takes half of the time
     axes.set_axis_off()
 
 
@@ -54,7 +55,8 @@ def grid(images: tensors.UInt8, predictions: pd.DataFrame, title: str, seed: int
     figure.suptitle(f"{title}: {count} of {len(predictions):,}" if count else f"{title}: none")
     cells = figure.subplots(ROWS, COLUMNS).ravel()
     for axes in cells:
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])  # laying out ticks that are not drawn takes half of the time
+    axes.set_axis_off()
     for axes, image, row in zip(cells, images[chosen.index], chosen.itertuples(), strict=False):
         lines = (
             f"predicted {row.predicted}",

@@ -1,11 +1,13 @@
 """TensorFlow started quietly, and so that its arithmetic repeats to the bit."""
 
+import gc
 import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -13,18 +15,25 @@ CPUINFO = Path("/proc/cpuinfo")
 UNUSED = ("PIL", "matplotlib", "pandas", "scipy", "sklearn")
 
 
-def start(seed: int, threads: int) -> None:
+Instructions: TypeAlias = Literal["native", "avx2"]
+
+
+def start(seed: int, threads: int, instructions: Instructions) -> None:
     """Import TensorFlow and Keras and pin everything that decides the bits of a result.
 
     `seed` feeds Python's, NumPy's and Keras' generators; `threads` splits each operation. Both
-    count, the cores present do not. To be called once, before anything else imports TensorFlow.
+    count, the cores present do not. `instructions` are those of the CPU that are used: with
+    "avx2" the bits are the same on all x86 CPUs that have them. To be called once, before anything
+    else imports TensorFlow.
     """
     # Its default follows the CPU's features, so that another CPU would take other kernels.
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+    # Only oneDNN has kernels for more: TensorFlow's own are compiled for AVX.
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "ALL" if instructions == "native" else "AVX2"
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _quiet():
-        with _hiding(UNUSED):
+        with _hiding(UNUSED), _without_garbage_collection():
             import keras
             import tensorflow as tf
 
@@ -42,16 +51,18 @@ def has_fast_bfloat16() -> bool:
     """Whether the device at hand computes in bfloat16 itself; to be called after `start`.
 
     A GPU is taken to. A CPU says so in Linux' /proc/cpuinfo; without that file the answer is no.
+    Intel's AVX512 does not count: it has the instructions, but takes longer than in float32
+    (benchmarks/results/compare.md).
     """
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
         return True
     try:
-        flags = set(CPUINFO.read_text(encoding="utf-8").split())
+        words = set(CPUINFO.read_text(encoding="utf-8").split())
     except OSError:
         return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(words & {"amx_bf16", "bf16"}) or {"AuthenticAMD", "avx512_bf16"} <= words
 
 
 @contextmanager
@@ -67,6 +78,20 @@ def _hiding(packages: Iterable[str]) -> Iterator[None]:
     finally:
         for package in hidden:
             sys.modules.pop(package, None)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Make objects in the block that are never looked at as garbage.
+
+    Imports make hardly any; looking for it takes a tenth of their time, and as much at exit.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

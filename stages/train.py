@@ -43,8 +43,11 @@ class TrainParams(params.Section):
     momentum: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=1)
     shift: int = Field(ge=0, le=8)
+    rotation: float = Field(ge=0, le=180)
+    zoom: float = Field(ge=0, lt=1)
     precision: Literal["float32", "mixed_bfloat16"]
     threads: int = Field(ge=1, le=256)
+    instructions: runtime.Instructions
 
 
 def load(p: TrainParams) -> tuple["training.Set", "training.Set"]:
@@ -105,17 +108,22 @@ def fit(p: TrainParams) -> tuple["keras.Model", Iterator["training.Row"], int]:
     With it come the rows of its history, which train it as they are drawn, and how many images it
     will have seen by the last of them.
     """
+    if p.precision == "mixed_bfloat16" and p.instructions == "avx2":
+        raise StageError(
+            f"{params.PATH}: train.precision must be float32 where train.instructions is avx2, "
+            f"which has no bfloat16; got {p.precision}"
+        )
     train_set, validation_set = load(p)
-    runtime.start(p.seed, p.threads)
+    runtime.start(p.seed, p.threads, p.instructions)
     if p.precision == "mixed_bfloat16" and not runtime.has_fast_bfloat16():
         print(
-            "warning: this CPU has no native bfloat16: train.precision float32 is faster here",
+            "warning: this CPU has no fast bfloat16: train.precision float32 is faster here",
             file=sys.stderr,
         )
     # Imported here, because TensorFlow takes seconds and must be set up first.
     from stages import network, training
 
-    recipe = training.Recipe(**p.model_dump(exclude={"threads", "momentum"}))
+    recipe = training.Recipe(**p.model_dump(exclude={"momentum", "threads", "instructions"}))
     images, labels = train_set
     model = network.build(images.shape[1:], labels.shape[1], p.momentum)
     training.compile_model(model, recipe, len(images))

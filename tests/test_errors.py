@@ -1,10 +1,17 @@
 """Expected failures end in one line; bugs keep their traceback."""
 
 import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from stages import errors
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def raising(error: BaseException) -> None:
@@ -42,13 +49,29 @@ def test_one_line_and_status_1(
     assert printed.err.count("\n") == 1
 
 
-def test_an_interrupt_is_one_line_and_the_status_that_shells_expect(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("imports", [0, 30, 150])
+@pytest.mark.parametrize("module", ["fetch", "preprocess", "train", "evaluate", "plot", "verify"])
+def test_an_interrupt_while_importing_is_one_line_and_the_status_that_shells_expect(
+    module: str, imports: int, tmp_path: Path
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        raising(KeyboardInterrupt())
-    assert stop.value.code == 130
-    assert capsys.readouterr().err == "error: interrupted; run it again to complete\n"
+    # Python says of each import when it is done, so that Ctrl-C comes in the midst of them.
+    command = [sys.executable, "-X", "importtime", "-m", f"stages.{module}"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        while not next(process.stderr).endswith("| stages\n"):
+            pass
+        for _ in range(imports):
+            next(process.stderr)
+        process.send_signal(signal.SIGINT)
+        printed = [line for line in process.stderr if not line.startswith("import time:")]
+    assert printed == ["error: interrupted; run it again to complete\n"]
+    assert process.returncode == 130
 
 
 def test_a_bug_is_not_hidden() -> None:

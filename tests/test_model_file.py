@@ -14,7 +14,7 @@ SAVE = """
 import sys
 from pathlib import Path
 from stages import runtime
-runtime.start(seed=1, threads=2)
+runtime.start(seed=1, threads=2, instructions="native")
 import keras, numpy as np
 from stages import model_file
 image = keras.Input((4, 4, 1), name="image")

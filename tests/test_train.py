@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -34,8 +35,11 @@ PARAMS: dict[str, Any] = {
     "momentum": 0.9,
     "label_smoothing": 0.1,
     "shift": 1,
+    "rotation": 0,
+    "zoom": 0,
     "precision": "float32",
     "threads": 2,
+    "instructions": "native",
 }
 
 
@@ -159,6 +163,18 @@ def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(folder
     assert figures["validation"]["accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("instructions", ["avx2", "native"])
+def test_instructions_are_those_asked_for_whatever_the_environment_says(
+    folder: Folder, instructions: str
+) -> None:
+    folder.write_params(instructions=instructions)
+    # oneDNN says once up to which instructions it goes.
+    folder.environment |= {"ONEDNN_VERBOSE": "1", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    result = folder.run()
+    (used,) = re.findall(r"isa:(.*)", result.stdout)
+    assert used == "Intel AVX2" if instructions == "avx2" else "SSE" not in used
+
+
 def refuses(folder: Folder, *wanted: str) -> None:
     """Check that the stage ends in one error line with these words and replaces nothing."""
     for name in OUTPUTS:
@@ -188,6 +204,13 @@ def refuses(folder: Folder, *wanted: str) -> None:
         ({"learning_rate": 0.0}, "train.learning_rate must be greater than 0, got 0.0"),
         ({"warmup": 1.0}, "train.warmup must be less than 1, got 1.0"),
         ({"precision": "float16"}, "train.precision must be 'float32' or 'mixed_bfloat16', got"),
+        (
+            {"precision": "mixed_bfloat16", "instructions": "avx2"},
+            "train.precision must be float32 where train.instructions is avx2",
+        ),
+        ({"instructions": "avx"}, "train.instructions must be 'native' or 'avx2', got avx"),
+        ({"rotation": 181}, "train.rotation must be less than or equal to 180, got 181"),
+        ({"zoom": 1.0}, "train.zoom must be less than 1, got 1.0"),
         ({"seed": -1}, "train.seed must be greater than or equal to 0, got -1"),
     ],
 )
@@ -276,7 +299,9 @@ def test_tensorflows_noise_shows_if_it_fails(capfd: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("cpuinfo", "gpus", "fast"),
     [
-        ("flags\t: avx2 avx512f avx512_bf16 fma\n", [], True),
+        ("vendor_id\t: AuthenticAMD\nflags\t: avx2 avx512f avx512_bf16 fma\n", [], True),
+        ("vendor_id\t: GenuineIntel\nflags\t: avx2 avx512f avx512_bf16 fma\n", [], False),
+        ("vendor_id\t: GenuineIntel\nflags\t: avx512_bf16 amx_bf16 fma\n", [], True),
         ("flags\t: avx2 avx512f fma\n", [], False),
         ("flags\t: avx2\n", ["a GPU"], True),
         (None, [], False),

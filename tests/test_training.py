@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import ndimage
 
 from stages import network, training
 from stages.errors import StageError
@@ -19,6 +20,8 @@ RECIPE = training.Recipe(
     warmup=0.25,
     label_smoothing=0.1,
     shift=0,
+    rotation=0,
+    zoom=0,
     precision="float32",
 )
 NOTHING: Any = (np.zeros((0, 8, 8, 1), np.uint8), np.zeros((0, 3), np.uint8))
@@ -43,9 +46,10 @@ def new(recipe: training.Recipe, images: int) -> keras.Model:
 
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
 def test_it_trains_as_stock_keras_does(warmup: float) -> None:
-    recipe = dataclasses.replace(RECIPE, warmup=warmup, epochs=2)
+    recipe = dataclasses.replace(RECIPE, warmup=warmup, epochs=2, learning_rate=0.001)
     images, labels = data(44)
     ours, stock = new(recipe, 44), new(recipe, 44)
+    start = [array.copy() for array in stock.get_weights()]
     rows = list(training.run(ours, (images, labels), NOTHING, recipe))
 
     # The whole batches of a fresh permutation each epoch, by the same optimizer and loss.
@@ -58,13 +62,32 @@ def test_it_trains_as_stock_keras_does(warmup: float) -> None:
 
     assert [row.step for row in rows] == [5, 10]
     assert [row.images_seen for row in rows] == [40, 80]
-    assert int(ours.optimizer.iterations.numpy()) == int(stock.optimizer.iterations.numpy()) == 10
-    got, expected = (model.predict(images, verbose=0) for model in (ours, stock))
-    np.testing.assert_allclose(got, expected, atol=0.01)
-    for mine, theirs in zip(ours.optimizer.variables, stock.optimizer.variables, strict=True):
+    for got, expected, before in zip(ours.get_weights(), stock.get_weights(), start, strict=True):
+        # Adam makes whole steps of gradients that are nothing but rounding: most must agree.
+        moved = np.abs(expected - before).mean()
+        assert np.abs(got - expected).mean() < 0.02 * moved
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_adam_is_that_of_stock_keras(warmup: float) -> None:
+    recipe = dataclasses.replace(RECIPE, warmup=warmup)
+    ours, stock = new(recipe, 80), new(recipe, 80)
+    random = np.random.default_rng(8)
+    for _ in range(4):
+        gradients = [
+            tf.constant(random.normal(size=variable.shape), tf.float32)
+            for variable in ours.trainable_variables
+        ]
+        training.apply_adam(ours.optimizer, gradients, ours.trainable_variables)
+        stock.optimizer.apply(gradients, stock.trainable_variables)
+    pairs = [
+        *zip(ours.variables, stock.variables, strict=True),
+        *zip(ours.optimizer.variables, stock.optimizer.variables, strict=True),
+    ]
+    for mine, theirs in pairs:
         assert mine.path == theirs.path
-        if "velocity" in mine.path and "kernel" in mine.path:
-            assert mine.numpy().mean() == pytest.approx(theirs.numpy().mean(), rel=0.05)
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
+    assert int(ours.optimizer.iterations.numpy()) == 4
 
 
 def test_it_learns_and_its_figures_are_those_of_stock_keras() -> None:
@@ -105,7 +128,7 @@ def test_same_seed_same_bits_another_seed_others() -> None:
         list(training.run(model, data(32), NOTHING, recipe))
         return b"".join(array.tobytes() for array in model.get_weights())
 
-    recipe = dataclasses.replace(RECIPE, shift=2)
+    recipe = dataclasses.replace(RECIPE, shift=2, rotation=5, zoom=0.1)
     assert weights(recipe) == weights(recipe)
     assert weights(recipe) != weights(dataclasses.replace(recipe, seed=6))
 
@@ -135,6 +158,42 @@ def test_shift_moves_images_and_leaves_black_behind(pixels: int) -> None:
         ((y, x, _),) = np.argwhere(image == 200) - (4, 3, 0)
         corner = [(y, x)] if y >= 0 and x >= 0 else []
         assert [tuple(place[:2]) for place in np.argwhere(image == 9)] == corner
+
+
+def test_turn_and_zoom_is_what_scipy_makes_of_the_same_angles_and_scales() -> None:
+    images = np.zeros((300, 21, 25, 1), np.uint8)
+    images[:, 8:18, 5:12] = 250  # off the centre, and not symmetric
+    got = training.turn_and_zoom(images, 30, 0.2, np.random.default_rng(0))
+    assert (got.dtype, got.shape) == (images.dtype, images.shape)
+    assert np.array_equal(training.turn_and_zoom(images, 0, 0, np.random.default_rng(0)), images)
+
+    random = np.random.default_rng(0)
+    angles, scales = random.uniform(-30, 30, 300), random.uniform(0.8, 1.2, 300)
+    assert min(angles) < -25
+    assert max(angles) > 25
+    centre = np.array([10, 12])
+    for image, turned, angle, scale in zip(images, got, angles, scales, strict=True):
+        cosine, sine = np.cos(np.radians(angle)) / scale, np.sin(np.radians(angle)) / scale
+        matrix = np.array([[cosine, sine], [-sine, cosine]])  # of (row, column)
+        expected = ndimage.affine_transform(
+            image[..., 0].astype(float), matrix, centre - matrix @ centre, order=1
+        )
+        np.testing.assert_allclose(turned[..., 0], expected, atol=1.01)  # cut to whole numbers
+
+
+def test_turn_and_zoom_keep_to_their_limits() -> None:
+    images = np.zeros((500, 41, 41, 1), np.uint8)
+    images[:, 5:36, 19:22] = 255  # an upright bar, 31 pixels long
+    for degrees, zoom in ((10, 0.0), (0, 0.2)):
+        turned = training.turn_and_zoom(images, degrees, zoom, np.random.default_rng(1))
+        angles, lengths = [], []
+        for image in turned[..., 0] > 127:
+            rows, columns = np.nonzero(image)
+            angles.append(np.degrees(np.polyfit(rows, columns, 1)[0]))
+            lengths.append(np.ptp(rows) + 1)
+        assert np.ptp(angles) == pytest.approx(2 * degrees, abs=1.5)
+        assert max(lengths) == pytest.approx(31 * (1 + zoom), abs=1.5)
+        assert min(lengths) == pytest.approx(31 * (1 - zoom), abs=1.5)
 
 
 def test_an_infinite_loss_names_its_step() -> None:

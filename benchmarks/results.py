@@ -1,9 +1,13 @@
-"""The machine and the versions that a measurement belongs to."""
+"""The results of a benchmark, with the machine and the versions that they belong to."""
 
+import json
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
 
 
 def describe() -> dict[str, str]:
@@ -28,3 +32,13 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("tensorflow", "keras", "numpy", "dvc")},
     }
+
+
+def write(name: str, table: list[str], figures: dict[str, Any]) -> None:
+    """Print a Markdown table; write it to results/NAME.md and the figures to NAME.json."""
+    machine = describe()
+    text = "\n".join([*table, "", "; ".join(f"{key} {value}" for key, value in machine.items())])
+    content = json.dumps({"machine": machine} | figures, indent=2)
+    for suffix, written in (("md", text), ("json", content)):
+        (FOLDER / f"{name}.{suffix}").write_text(written + "\n", encoding="utf-8")
+    print(text)
