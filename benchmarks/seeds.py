@@ -40,11 +40,9 @@ RECIPES: dict[str, list[str]] = {
         "train.shift=0",
     ],
     "long": [
-        "train.epochs=20",
-        "train.learning_rate=0.006",
-        "train.momentum=0.99",
+        "train.epochs=14",
+        "train.learning_rate=0.005",
         "train.shift=2",
-        "train.precision=mixed_bfloat16",
     ],
 }
 

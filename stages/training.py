@@ -30,8 +30,6 @@ class Recipe:
     warmup: float
     label_smoothing: float
     shift: int
-    rotation: float
-    zoom: float
     precision: str
 
 
@@ -64,7 +62,7 @@ def images_to_see(recipe: Recipe, images: int) -> int:
 def final_figures(rows: list[Row]) -> dict[str, dict[str, float]]:
     """Return loss and accuracy, by split: means over the last epoch of training, and validation.
 
-    The training figures are those of the images as trained on, distorted, while the network still
+    The training figures are those of the images as trained on, shifted, while the network still
     learnt; so they may be worse than those of validation, which is left out if it has no images.
     """
     last = [row for row in rows if row.epoch == rows[-1].epoch]
@@ -122,8 +120,6 @@ def run(
             images, labels = training[0][batches], training[1][batches]
             if recipe.shift:
                 images = shift(images, recipe.shift, rng)
-            if recipe.rotation or recipe.zoom:
-                images = turn_and_zoom(images, recipe.rotation, recipe.zoom, rng)
             try:
                 losses, correct, rate = train_steps(_batched(images, size), _batched(labels, size))
             except tf.errors.ResourceExhaustedError:
@@ -154,32 +150,6 @@ def shift(images: NDArray[np.uint8], pixels: int, rng: np.random.Generator) -> N
     # The view puts the window's axes last; indexing copies only the chosen windows.
     moved: NDArray[np.uint8] = np.moveaxis(windows[np.arange(count), down, right], 1, -1)
     return moved
-
-
-def turn_and_zoom(
-    images: NDArray[np.uint8], degrees: float, zoom: float, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """Turn each image of (N, H, W, C) by up to `degrees` either way and scale it by 1 +- `zoom`.
-
-    At random, about the image's centre, with bilinear interpolation; black comes in from outside.
-    """
-    count, height, width = images.shape[:3]
-    x, y = (width - 1) / 2, (height - 1) / 2
-    angle = np.deg2rad(rng.uniform(-degrees, degrees, count))
-    scale = rng.uniform(1 - zoom, 1 + zoom, count)
-    cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
-    zero = np.zeros(count)
-    # Row by row, which pixel of the image each pixel (x, y, 1) of the result is taken from.
-    rows = [cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y]
-    distorted = tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=np.stack([*rows, zero, zero], axis=1).astype(np.float32),
-        output_shape=[height, width],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-    )
-    turned: NDArray[np.uint8] = distorted.numpy()
-    return turned
 
 
 def _batched(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -273,7 +243,7 @@ def _evaluation(
     model: keras.Model,
 ) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]], tuple[float, float]]:
     """Return a function of images and labels: mean loss and accuracy of the model as it is."""
-    predict = tf.function(lambda images: model(images, training=False))
+    predict = tf.function(lambda images: model(images, training=False), autograph=False)
 
     def evaluate(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> tuple[float, float]:
         loss, correct = 0.0, 0

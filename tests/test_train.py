@@ -35,8 +35,6 @@ PARAMS: dict[str, Any] = {
     "momentum": 0.9,
     "label_smoothing": 0.1,
     "shift": 1,
-    "rotation": 0,
-    "zoom": 0,
     "precision": "float32",
     "threads": 2,
     "instructions": "native",
@@ -209,8 +207,6 @@ def refuses(folder: Folder, *wanted: str) -> None:
             "train.precision must be float32 where train.instructions is avx2",
         ),
         ({"instructions": "avx"}, "train.instructions must be 'native' or 'avx2', got avx"),
-        ({"rotation": 181}, "train.rotation must be less than or equal to 180, got 181"),
-        ({"zoom": 1.0}, "train.zoom must be less than 1, got 1.0"),
         ({"seed": -1}, "train.seed must be greater than or equal to 0, got -1"),
     ],
 )

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import ndimage
 
 from stages import network, training
 from stages.errors import StageError
@@ -20,8 +19,6 @@ RECIPE = training.Recipe(
     warmup=0.25,
     label_smoothing=0.1,
     shift=0,
-    rotation=0,
-    zoom=0,
     precision="float32",
 )
 NOTHING: Any = (np.zeros((0, 8, 8, 1), np.uint8), np.zeros((0, 3), np.uint8))
@@ -128,7 +125,7 @@ def test_same_seed_same_bits_another_seed_others() -> None:
         list(training.run(model, data(32), NOTHING, recipe))
         return b"".join(array.tobytes() for array in model.get_weights())
 
-    recipe = dataclasses.replace(RECIPE, shift=2, rotation=5, zoom=0.1)
+    recipe = dataclasses.replace(RECIPE, shift=2)
     assert weights(recipe) == weights(recipe)
     assert weights(recipe) != weights(dataclasses.replace(recipe, seed=6))
 
@@ -158,42 +155,6 @@ def test_shift_moves_images_and_leaves_black_behind(pixels: int) -> None:
         ((y, x, _),) = np.argwhere(image == 200) - (4, 3, 0)
         corner = [(y, x)] if y >= 0 and x >= 0 else []
         assert [tuple(place[:2]) for place in np.argwhere(image == 9)] == corner
-
-
-def test_turn_and_zoom_is_what_scipy_makes_of_the_same_angles_and_scales() -> None:
-    images = np.zeros((300, 21, 25, 1), np.uint8)
-    images[:, 8:18, 5:12] = 250  # off the centre, and not symmetric
-    got = training.turn_and_zoom(images, 30, 0.2, np.random.default_rng(0))
-    assert (got.dtype, got.shape) == (images.dtype, images.shape)
-    assert np.array_equal(training.turn_and_zoom(images, 0, 0, np.random.default_rng(0)), images)
-
-    random = np.random.default_rng(0)
-    angles, scales = random.uniform(-30, 30, 300), random.uniform(0.8, 1.2, 300)
-    assert min(angles) < -25
-    assert max(angles) > 25
-    centre = np.array([10, 12])
-    for image, turned, angle, scale in zip(images, got, angles, scales, strict=True):
-        cosine, sine = np.cos(np.radians(angle)) / scale, np.sin(np.radians(angle)) / scale
-        matrix = np.array([[cosine, sine], [-sine, cosine]])  # of (row, column)
-        expected = ndimage.affine_transform(
-            image[..., 0].astype(float), matrix, centre - matrix @ centre, order=1
-        )
-        np.testing.assert_allclose(turned[..., 0], expected, atol=1.01)  # cut to whole numbers
-
-
-def test_turn_and_zoom_keep_to_their_limits() -> None:
-    images = np.zeros((500, 41, 41, 1), np.uint8)
-    images[:, 5:36, 19:22] = 255  # an upright bar, 31 pixels long
-    for degrees, zoom in ((10, 0.0), (0, 0.2)):
-        turned = training.turn_and_zoom(images, degrees, zoom, np.random.default_rng(1))
-        angles, lengths = [], []
-        for image in turned[..., 0] > 127:
-            rows, columns = np.nonzero(image)
-            angles.append(np.degrees(np.polyfit(rows, columns, 1)[0]))
-            lengths.append(np.ptp(rows) + 1)
-        assert np.ptp(angles) == pytest.approx(2 * degrees, abs=1.5)
-        assert max(lengths) == pytest.approx(31 * (1 + zoom), abs=1.5)
-        assert min(lengths) == pytest.approx(31 * (1 - zoom), abs=1.5)
 
 
 def test_an_infinite_loss_names_its_step() -> None:
