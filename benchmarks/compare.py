@@ -103,6 +103,7 @@ def one_round(folder: Path, pytorch: str | None, batch_size: int, bar: tqdm) -> 
         module = [sys.executable, "-m", "benchmarks.throughput", str(time.time())]
         part = measure(f"train {name}", [*module, f"train.precision={precision}"], project)
         found[f"pipeline {name}, images/s"] = part.figures["images_per_second"]
+        found[f"pipeline {name}, images/s in steps"] = part.figures["images_per_second_in_steps"]
         found[f"train {name}, MB"] = part.megabytes
         first_steps = before_training + part.figures["first_steps"]
         found[f"dvc repro to the first steps of training, {name}, seconds"] = first_steps
@@ -110,7 +111,7 @@ def one_round(folder: Path, pytorch: str | None, batch_size: int, bar: tqdm) -> 
             options = ["--batch-size", str(batch_size), "--dtype", name]
             script = str(ROOT / "benchmarks/pytorch_epoch.py")
             part = measure(f"PyTorch {name}", [pytorch, script, *options], folder)
-            found[f"PyTorch {name}, images/s"] = part.figures["images_per_second"]
+            found[f"PyTorch {name}, images/s in steps"] = part.figures["images_per_second"]
     return found
 
 
@@ -129,7 +130,11 @@ def ratios(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
     for name in PRECISIONS:
         ours = f"pipeline {name}, images/s"
         wanted[f"throughput {name}, pipeline / notebook"] = (ours, "notebook, images/s")
-        wanted[f"throughput {name}, pipeline / PyTorch"] = (ours, f"PyTorch {name}, images/s")
+        # PyTorch's script times steps alone, without set-up and validation: like with like.
+        wanted[f"throughput {name} in steps, pipeline / PyTorch"] = (
+            f"{ours} in steps",
+            f"PyTorch {name}, images/s in steps",
+        )
     return {
         name: [found[top] / found[bottom] for found in rounds]
         for name, (top, bottom) in wanted.items()
