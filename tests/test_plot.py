@@ -55,6 +55,15 @@ def test_a_grid_shows_up_to_ten_images_with_their_own_titles(wrong: int, shown: 
         assert (pixels == stripes(30)[titles.pop(axes.get_title()), ..., 0]).all()
 
 
+def test_cells_without_an_image_stay_blank() -> None:
+    figure = plot.grid(stripes(30), table(30, 0).iloc[:0], "misclassified", seed=1)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    ink = np.flatnonzero((pixels < 255).any(axis=(1, 2)))
+    assert 0 < ink.max() < 0.1 * len(pixels)  # nothing but the title
+
+
 def test_the_seed_chooses_the_images() -> None:
     titles = [
         [axes.get_title() for axes in plot.grid(stripes(90), table(90, 0), "", seed).axes]
