@@ -74,6 +74,20 @@ def test_an_interrupt_while_importing_is_one_line_and_the_status_that_shells_exp
     assert process.returncode == 130
 
 
-def test_a_bug_is_not_hidden() -> None:
+def test_an_interrupted_import_that_fails_is_an_interrupt(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = ImportError("numpy")
+    error.__cause__ = ValueError()
+    error.__cause__.__context__ = KeyboardInterrupt()
+    with pytest.raises(SystemExit) as stop:
+        errors.excepthook(ImportError, error, None)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted; run it again to complete\n"
+
+
+def test_a_bug_is_not_hidden(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError):
         raising(ZeroDivisionError())
+    errors.excepthook(ZeroDivisionError, ZeroDivisionError("by what"), None)
+    assert capsys.readouterr().err == "ZeroDivisionError: by what\n"

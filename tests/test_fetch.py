@@ -320,7 +320,7 @@ def busy(place: Place, moment: str) -> Iterator[Any]:
 
     place.params(**PARAMS | {"connect_timeout": 60, "stall_timeout": 60})
     with full() as address, mirror(hang) as bad:
-        command = FETCH
+        env = {}
         if moment == "connecting":
             place.mirrors(f"http://{address}/")
         elif moment == "unpacking":
@@ -329,12 +329,12 @@ def busy(place: Place, moment: str) -> Iterator[Any]:
         elif moment == "look-up":
             # A resolver that hangs: the one thing here that cannot be had on loopback.
             place.mirrors("http://mirror.invalid/")
-            hook = "import socket, time, runpy; socket.getaddrinfo = lambda *a: time.sleep(60)"
-            run = "runpy.run_module('stages.fetch', run_name='__main__')"
-            command = [sys.executable, "-c", f"{hook}; {run}"]
+            hook = "import socket, time\nsocket.getaddrinfo = lambda *_: time.sleep(60)\n"
+            (place.path / "sitecustomize.py").write_text(hook)
+            env = {"PYTHONPATH": f"{place.path}:{ROOT}"}
         else:
             place.mirrors(bad.url)
-        with place.start(*command) as process:
+        with place.start(env=env) as process:
             wait_for(lambda: place.raw.exists() and len(list(place.raw.iterdir())) == 4)
             if moment in ("headers", "body", "pause before the next attempt"):
                 wait_for(lambda: bad.requests)

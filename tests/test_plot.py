@@ -1,5 +1,6 @@
 """The figures show what they should, whatever the predictions are."""
 
+import io
 from pathlib import Path
 
 import matplotlib.image
@@ -57,10 +58,10 @@ def test_a_grid_shows_up_to_ten_images_with_their_own_titles(wrong: int, shown: 
 
 def test_cells_without_an_image_stay_blank() -> None:
     figure = plot.grid(stripes(30), table(30, 0).iloc[:0], "misclassified", seed=1)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    ink = np.flatnonzero((pixels < 255).any(axis=(1, 2)))
+    drawn = io.BytesIO()
+    figure.savefig(drawn)
+    pixels = matplotlib.image.imread(io.BytesIO(drawn.getvalue()))[..., :3]
+    ink = np.flatnonzero((pixels < 1).any(axis=(1, 2)))
     assert 0 < ink.max() < 0.1 * len(pixels)  # nothing but the title
 
 
