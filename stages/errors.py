@@ -1,9 +1,12 @@
 """Expected failures: one line for the user instead of a traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
+
+_interrupted = False
 
 
 class StageError(Exception):
@@ -27,16 +30,22 @@ def run(main: Callable[[], None]) -> None:
         _exit(f"{name}: {error.strerror or error}; mend that and run it again")
 
 
+def note_interrupt(number: int, frame: FrameType | None) -> None:
+    """Do as Python does on Ctrl-C, and let `excepthook` know of it.
+
+    A library that is interrupted while it is imported may raise something else instead.
+    """
+    global _interrupted
+    _interrupted = True
+    signal.default_int_handler(number, frame)
+
+
 def excepthook(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     """End Ctrl-C in one `error:` line and status 130, as shells expect; else show the traceback."""
-    cause: BaseException | None = error
-    while cause:
-        # Libraries that are interrupted while they are imported may raise ImportError from it.
-        if isinstance(cause, KeyboardInterrupt):
-            _exit("interrupted; run it again to complete", status=130)
-        cause = cause.__cause__ or cause.__context__
+    if _interrupted or issubclass(kind, KeyboardInterrupt):
+        _exit("interrupted; run it again to complete", status=130)
     sys.__excepthook__(kind, error, traceback)
 
 
