@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,38 +55,26 @@ def change(params: dict[str, Any], setting: str) -> None:
     params[section][key] = yaml.safe_load(value)
 
 
-def stage(name: str, folder: Path, emulator: Sequence[str] = ()) -> None:
+def stage(name: str, folder: Path) -> None:
     """Run one stage in the copy; its progress bar shows, what it prints does not."""
-    command = [*emulator, sys.executable, "-m", f"stages.{name}"]
+    command = [sys.executable, "-m", f"stages.{name}"]
     if subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode:
         sys.exit(f"error: stage {name} failed")
 
 
-def copy_project(folder: Path, settings: list[str]) -> dict[str, Any]:
-    """Copy what the stages need, with parameters changed; return all parameters."""
+def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]:
+    """Train and evaluate with seeds 0, 1, ...; return a dict of figures for each."""
     for name in ("stages", "data/mirror", "data/datasets.yaml"):
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for setting in settings:
         change(params, setting)
-    write_params(params, folder)
-    return params
-
-
-def write_params(params: dict[str, Any], folder: Path) -> None:
-    """Write params.yaml of the copy."""
-    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-
-
-def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]:
-    """Train and evaluate with seeds 0, 1, ...; return a dict of figures for each."""
-    params = copy_project(folder, settings)
     rows = []
     for seed in tqdm(range(seeds), desc="seeds", unit="run"):
         params["train"]["seed"] = seed
-        write_params(params, folder)
+        (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
         # The data do not depend on the seed of training.
         for name in ["train", "evaluate"] if seed else ["fetch", "preprocess", "train", "evaluate"]:
             stage(name, folder)
