@@ -1,7 +1,6 @@
 """Fetch the four files of the chosen data set into data/raw, checked against the catalogue."""
 
 import asyncio
-import signal
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -28,8 +27,6 @@ class FetchParams(params.Section):
 
 def main() -> None:
     """Fetch what params.yaml chooses."""
-    # asyncio cancels what is under way on Ctrl-C only if it finds Python's own handler.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     knobs = params.load("fetch", FetchParams)
     dataset = catalogue.selected()
     patience = Patience(knobs.connect_timeout, knobs.stall_timeout, knobs.retries)
