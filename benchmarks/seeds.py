@@ -1,4 +1,4 @@
-"""Accuracy over seeds: mean and standard deviation of a recipe, written to benchmarks/results.
+"""Accuracy and time over seeds: mean and deviation of a recipe, written to benchmarks/results.
 
     python -m benchmarks.seeds [--recipe NAME] [--seeds 10] [-S train.epochs=2]
 
@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,17 @@ RECIPES: dict[str, list[str]] = {
     ],
     "long": [
         "train.epochs=14",
-        "train.learning_rate=0.005",
+        "train.batch_size=128",
+        "train.learning_rate=0.007",
         "train.shift=2",
+        "train.distortion=0.1",
     ],
+}
+
+FIGURES = {
+    "test": "test accuracy",
+    "validation": "validation accuracy",
+    "seconds": "training, seconds",
 }
 
 
@@ -55,11 +64,13 @@ def change(params: dict[str, Any], setting: str) -> None:
     params[section][key] = yaml.safe_load(value)
 
 
-def stage(name: str, folder: Path) -> None:
-    """Run one stage in the copy; its progress bar shows, what it prints does not."""
+def stage(name: str, folder: Path) -> float:
+    """Run one stage in the copy and return its seconds; only its progress bar shows."""
+    start = time.perf_counter()
     command = [sys.executable, "-m", f"stages.{name}"]
     if subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode:
         sys.exit(f"error: stage {name} failed")
+    return time.perf_counter() - start
 
 
 def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]:
@@ -76,13 +87,16 @@ def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]
         params["train"]["seed"] = seed
         (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
         # The data do not depend on the seed of training.
-        for name in ["train", "evaluate"] if seed else ["fetch", "preprocess", "train", "evaluate"]:
+        for name in [] if seed else ["fetch", "preprocess"]:
             stage(name, folder)
+        seconds = stage("train", folder)
+        stage("evaluate", folder)
         training, test = (
             json.loads((folder / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
             for name in ("training", "metrics")
         )
         row = {"seed": seed, "test": test["accuracy"], "test_loss": test["loss"]}
+        row["seconds"] = round(seconds, 1)
         if "validation" in training:
             row["validation"] = training["validation"]["accuracy"]
         rows.append(row)
@@ -102,18 +116,18 @@ def main() -> None:
         rows = run(settings, arguments.seeds, Path(folder))
 
     summary: dict[str, Any] = {}
-    for key in ("test", "validation"):
+    for key in FIGURES:
         values = [row[key] for row in rows if key in row]
         if values:
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             summary[key] = {"mean": statistics.fmean(values), "deviation": deviation}
     name = "seeds" if arguments.recipe == "default" else f"seeds-{arguments.recipe}"
     lines = [f"Recipe `{arguments.recipe}`: {' '.join(settings) or 'params.yaml as it is'}", ""]
-    lines += ["| accuracy | mean | standard deviation | runs |", "|---|---|---|---|"]
-    lines += [
-        f"| {key} | {v['mean']:.4f} | {v['deviation']:.4f} | {len(rows)} |"
-        for key, v in summary.items()
-    ]
+    lines += ["| figure | mean | standard deviation | runs |", "|---|---|---|---|"]
+    for key, v in summary.items():
+        digits = 0 if key == "seconds" else 4
+        spread = f"{v['mean']:.{digits}f} | {v['deviation']:.{digits}f}"
+        lines.append(f"| {FIGURES[key]} | {spread} | {len(rows)} |")
     results.write(name, lines, {"settings": settings, "summary": summary, "runs": rows})
 
 

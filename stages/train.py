@@ -43,6 +43,7 @@ class TrainParams(params.Section):
     momentum: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=1)
     shift: int = Field(ge=0, le=8)
+    distortion: float = Field(ge=0, le=0.5)
     precision: Literal["float32", "mixed_bfloat16"]
     threads: int = Field(ge=1, le=256)
     instructions: runtime.Instructions

@@ -30,6 +30,7 @@ class Recipe:
     warmup: float
     label_smoothing: float
     shift: int
+    distortion: float
     precision: str
 
 
@@ -118,6 +119,8 @@ def run(
         for first in range(0, last, STEPS_PER_CALL):
             batches = order[first * size : min(first + STEPS_PER_CALL, last) * size]
             images, labels = training[0][batches], training[1][batches]
+            if recipe.distortion:
+                images = distort(images, recipe.distortion, rng)
             if recipe.shift:
                 images = shift(images, recipe.shift, rng)
             try:
@@ -150,6 +153,24 @@ def shift(images: NDArray[np.uint8], pixels: int, rng: np.random.Generator) -> N
     # The view puts the window's axes last; indexing copies only the chosen windows.
     moved: NDArray[np.uint8] = np.moveaxis(windows[np.arange(count), down, right], 1, -1)
     return moved
+
+
+def distort(
+    images: NDArray[np.uint8], amount: float, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Turn, scale and shear each image of (N, H, W, C) about its centre, at random.
+
+    Output pixel p shows what lies at A p, p measured from the centre and A the identity with up to
+    `amount` added to or taken from each entry, between pixels bilinearly, black outside.
+    """
+    count, height, width = images.shape[:3]
+    matrices = np.eye(2) + rng.uniform(-amount, amount, (count, 2, 2))
+    centre = np.array([width - 1, height - 1]) / 2
+    transforms = np.zeros((count, 8), np.float32)  # Keras': a0 a1 a2 b0 b1 b2 and no perspective
+    transforms[:, [[0, 1], [3, 4]]] = matrices
+    transforms[:, [2, 5]] = centre - matrices @ centre
+    distorted: NDArray[np.uint8] = keras.ops.image.affine_transform(images, transforms).numpy()
+    return distorted
 
 
 def _batched(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -241,9 +241,16 @@ def test_readme_gives_the_recipes_that_were_measured(recipe: str) -> None:
     assert "dvc exp run " + " ".join(f"-S {setting}" for setting in RECIPES[recipe]) in readme
 
 
-@pytest.mark.parametrize("name", ["seeds", "seeds-long", "seeds-avx2"])
+@pytest.mark.parametrize("name", ["seeds", "seeds-tutorial", "seeds-long", "seeds-avx2"])
 def test_readme_gives_the_accuracies_that_were_measured(name: str) -> None:
     results = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
     mean, deviation = (results["summary"]["test"][key] for key in ("mean", "deviation"))
     runs = len(results["runs"])
     assert f"{mean:.4f} ± {deviation:.4f} ({runs} seeds)" in (ROOT / "README.md").read_text()
+
+
+def test_readme_gives_the_time_that_the_longer_recipe_took() -> None:
+    results = json.loads((ROOT / "benchmarks/results/seeds-long.json").read_text())
+    seconds = results["summary"]["seconds"]["mean"]
+    assert f"14 epochs, {seconds:.0f} s |" in (ROOT / "README.md").read_text()
+    assert seconds <= 300

@@ -35,6 +35,7 @@ PARAMS: dict[str, Any] = {
     "momentum": 0.9,
     "label_smoothing": 0.1,
     "shift": 1,
+    "distortion": 0.1,
     "precision": "float32",
     "threads": 2,
     "instructions": "native",

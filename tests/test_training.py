@@ -1,6 +1,7 @@
 """The training loop, against stock Keras and plain NumPy."""
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ RECIPE = training.Recipe(
     warmup=0.25,
     label_smoothing=0.1,
     shift=0,
+    distortion=0,
     precision="float32",
 )
 NOTHING: Any = (np.zeros((0, 8, 8, 1), np.uint8), np.zeros((0, 3), np.uint8))
@@ -125,7 +127,7 @@ def test_same_seed_same_bits_another_seed_others() -> None:
         list(training.run(model, data(32), NOTHING, recipe))
         return b"".join(array.tobytes() for array in model.get_weights())
 
-    recipe = dataclasses.replace(RECIPE, shift=2)
+    recipe = dataclasses.replace(RECIPE, shift=2, distortion=0.2)
     assert weights(recipe) == weights(recipe)
     assert weights(recipe) != weights(dataclasses.replace(recipe, seed=6))
 
@@ -155,6 +157,34 @@ def test_shift_moves_images_and_leaves_black_behind(pixels: int) -> None:
         ((y, x, _),) = np.argwhere(image == 200) - (4, 3, 0)
         corner = [(y, x)] if y >= 0 and x >= 0 else []
         assert [tuple(place[:2]) for place in np.argwhere(image == 9)] == corner
+
+
+def bilinear(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return image (H, W) seen through a linear map of (x, y) about its centre, pixel by pixel."""
+    height, width = image.shape
+    centre = np.array([width - 1, height - 1]) / 2
+    seen = np.zeros((height, width))
+    for y, x in np.ndindex(height, width):
+        across, down = matrix @ (np.array([x, y]) - centre) + centre
+        for column in (math.floor(across), math.floor(across) + 1):
+            for row in (math.floor(down), math.floor(down) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    share = (1 - abs(across - column)) * (1 - abs(down - row))
+                    seen[y, x] += share * image[row, column]
+    return seen
+
+
+def test_distort_turns_scales_and_shears_about_the_centre() -> None:
+    random = np.random.default_rng(3)
+    images = random.integers(0, 256, (20, 9, 12, 1), np.uint8)
+    matrices = np.eye(2) + np.random.default_rng(4).uniform(-0.3, 0.3, (20, 2, 2))
+    distorted = training.distort(images, 0.3, np.random.default_rng(4))
+    assert (distorted.dtype, distorted.shape) == (images.dtype, images.shape)
+    for image, matrix, got in zip(images, matrices, distorted, strict=True):
+        expected = bilinear(image[..., 0], matrix)
+        # The fraction of a grey level is cut off.
+        np.testing.assert_allclose(got[..., 0], np.floor(expected), atol=1)
+        assert np.abs(got[..., 0] - image[..., 0]).max() > 20
 
 
 def test_an_infinite_loss_names_its_step() -> None:
