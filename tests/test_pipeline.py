@@ -253,4 +253,3 @@ def test_readme_gives_the_time_that_the_longer_recipe_took() -> None:
     results = json.loads((ROOT / "benchmarks/results/seeds-long.json").read_text())
     seconds = results["summary"]["seconds"]["mean"]
     assert f"14 epochs, {seconds:.0f} s |" in (ROOT / "README.md").read_text()
-    assert seconds <= 300
