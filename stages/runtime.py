@@ -37,6 +37,10 @@ def start(seed: int, threads: int, instructions: Instructions) -> None:
             import keras
             import tensorflow as tf
 
+        # Where ~/.keras/keras.json says otherwise, it would be another network.
+        keras.config.set_floatx("float32")
+        keras.config.set_epsilon(1e-7)
+        keras.config.set_image_data_format("channels_last")
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         # Whole operations side by side: each sums as it did alone, so that no bit changes.
         tf.config.threading.set_inter_op_parallelism_threads(threads)

@@ -117,7 +117,9 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(folder: Folder) -> None:
+def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(
+    folder: Folder, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     status, shown = folder.run_on_a_terminal()
     assert status == 0, shown
     *bar, result = shown.replace("\r\n", "\n").rstrip("\n").split("\n")
@@ -140,8 +142,13 @@ def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(folder
     assert {name: folder.outputs()[name] for name in OUTPUTS} == first
 
     os.truncate(folder.path / OUTPUTS[1], 10)
-    # With half of the cores, and with threads that TensorFlow would take from the environment.
+    # With half of the cores, and with threads and settings that TensorFlow and Keras would take
+    # from the environment.
     folder.environment["TF_NUM_INTRAOP_THREADS"] = "1"
+    keras_home = tmp_path_factory.mktemp("keras")
+    settings = {"floatx": "float64", "epsilon": 0.1, "image_data_format": "channels_first"}
+    (keras_home / "keras.json").write_text(json.dumps(settings))
+    folder.environment["KERAS_HOME"] = str(keras_home)
     again = folder.run(
         preexec_fn=lambda: os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
     )
