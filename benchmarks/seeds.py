@@ -95,8 +95,12 @@ def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]
             json.loads((folder / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
             for name in ("training", "metrics")
         )
-        row = {"seed": seed, "test": test["accuracy"], "test_loss": test["loss"]}
-        row["seconds"] = round(seconds, 1)
+        row = {
+            "seed": seed,
+            "test": test["accuracy"],
+            "test_loss": test["loss"],
+            "seconds": round(seconds, 1),
+        }
         if "validation" in training:
             row["validation"] = training["validation"]["accuracy"]
         rows.append(row)

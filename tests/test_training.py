@@ -121,7 +121,7 @@ def test_without_validation_there_are_no_such_figures() -> None:
     assert training.final_figures(rows).keys() == {"training"}
 
 
-def test_same_seed_same_bits_another_seed_others() -> None:
+def test_same_recipe_same_bits_another_recipe_others() -> None:
     def weights(recipe: training.Recipe) -> bytes:
         model = new(recipe, 32)
         list(training.run(model, data(32), NOTHING, recipe))
@@ -130,6 +130,8 @@ def test_same_seed_same_bits_another_seed_others() -> None:
     recipe = dataclasses.replace(RECIPE, shift=2, distortion=0.2)
     assert weights(recipe) == weights(recipe)
     assert weights(recipe) != weights(dataclasses.replace(recipe, seed=6))
+    assert weights(recipe) != weights(dataclasses.replace(recipe, shift=0))
+    assert weights(recipe) != weights(dataclasses.replace(recipe, distortion=0))
 
 
 def test_learning_rate_rises_and_falls_to_nothing() -> None:
