@@ -58,10 +58,10 @@ BASE ?= origin/main
 .PHONY: verify verify-remote hooks experiments smoke locked pushed report
 
 verify: .venv/pipeline.stamp  ## hash outputs again, in workspace and cache; mend what can be
-	@python -m stages.verify
+	@python -m tools.verify
 
 verify-remote: .venv/pipeline.stamp  ## hash the remote's data again, remove what is damaged
-	@python -m stages.verify --remote
+	@python -m tools.verify --remote
 
 hooks: .venv/pipeline.stamp  ## let Git call DVC on commit, push and checkout
 	@grep -qs 'dvc git-hook' $(HOOKS) || dvc install

@@ -23,8 +23,8 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import results
-from stages import params
-from stages.catalogue import CATALOGUE, DataSet, File
+from stages.common import params, paths
+from stages.dataset.catalogue import DataSet, File
 
 LARGE = "train-images-idx3-ubyte"
 
@@ -32,7 +32,8 @@ LARGE = "train-images-idx3-ubyte"
 FETCH = """
 import json, sys, time
 from pathlib import Path
-from stages import catalogue, download, fetch
+from stages import fetch
+from stages.dataset import catalogue, download
 dataset = catalogue.DataSet.model_validate_json(sys.argv[1])
 start = time.perf_counter()
 fetch.fetch(dataset, Path(sys.argv[2]), download.Patience())
@@ -44,7 +45,9 @@ print(json.dumps([seconds, int(status["VmHWM"].split()[0]) * 1024]))
 
 def bundled() -> DataSet:
     """Return MNIST, with the bundled mirror alone."""
-    mnist = params.validate(params.read_yaml(CATALOGUE)["mnist"], DataSet, CATALOGUE, "mnist")
+    mnist = params.validate(
+        params.read_yaml(paths.CATALOGUE)["mnist"], DataSet, paths.CATALOGUE, "mnist"
+    )
     return mnist.model_copy(update={"mirrors": ["data/mirror/mnist/"]})
 
 

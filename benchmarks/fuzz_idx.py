@@ -22,7 +22,7 @@ from typing import Any
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stages import idx
+from stages.dataset import idx
 
 WIDTHS = {0x08: 1, 0x09: 1, 0x0B: 2, 0x0C: 4, 0x0D: 4, 0x0E: 8}  # bytes an element, by type
 LENGTHS = (0, 1, 2, 3, 255, 256, 65536, 2**31 - 1, 2**31, 2**32 - 1)

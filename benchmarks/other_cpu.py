@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import results
-from stages import runtime
+from stages.model import runtime
 
 BATCH = 16
 

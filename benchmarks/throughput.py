@@ -13,17 +13,18 @@ import time
 import numpy as np
 import yaml
 
-from stages import params, train
+from stages import train
+from stages.common import params, paths
 
 
 def main() -> None:
     """Train; print images a second, in all and in the steps alone, and when the first were done."""
     started = float(sys.argv[1])
-    section = params.read_yaml(params.PATH)["train"]
+    section = params.read_yaml(paths.PARAMS)["train"]
     for setting in sys.argv[2:]:
         name, value = setting.split("=")
         section[name.removeprefix("train.")] = yaml.safe_load(value)
-    p = params.validate(section, train.TrainParams, params.PATH, "train")
+    p = params.validate(section, train.TrainParams, paths.PARAMS, "train")
     _, rows, images = train.fit(p)
     times, seen = [time.time()], [0]
     for row in rows:

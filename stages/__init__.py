@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from stages import errors
+from stages.common import errors
 
 # `python -m stages.NAME` runs this first, with "-m" still in the name's place: Ctrl-C ends in one
 # line while the stage imports its libraries, too. Whoever imports a module of ours is left alone.

@@ -6,7 +6,6 @@ Writes  metrics/metrics.json     accuracy, loss, counts; precision, recall and F
 """
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages import errors, files, params, runtime, tensors
-from stages.errors import StageError
-
-MODEL = Path("data/model/model.keras")
-METRICS = Path("metrics/metrics.json")
-PREDICTIONS = Path("metrics/predictions.csv")
+from stages.common import errors, files, params, paths
+from stages.common.errors import StageError
+from stages.dataset import tensors
+from stages.model import runtime
 
 
 class EvaluateParams(params.Section):
@@ -34,12 +31,12 @@ def predict(images: tensors.UInt8, p: EvaluateParams) -> NDArray[np.float64]:
     """Return the network's probabilities, (N, classes), for images of shape (N, h, w, 1)."""
     runtime.start(0, p.threads, p.instructions)
     # Imported here, because TensorFlow takes seconds and must be set up first.
-    from stages import model_file
+    from stages.model import model_file
 
-    model = model_file.load(MODEL)
+    model = model_file.load(paths.MODEL)
     if model.input_shape[1:] != images.shape[1:]:
         raise StageError(
-            f"{MODEL}: was trained on images of shape {model.input_shape[1:]}, but the test "
+            f"{paths.MODEL}: was trained on images of shape {model.input_shape[1:]}, but the test "
             f"images are {images.shape[1:]}; run `dvc repro`"
         )
     probabilities = model.predict(images, batch_size=p.batch_size, verbose=0)
@@ -103,13 +100,13 @@ def main() -> None:
     actual = labels.argmax(axis=1)
     probabilities = predict(images, p)
     if not np.isfinite(probabilities).all():
-        raise StageError(f"{MODEL}: predicts values that are not numbers; train it again")
+        raise StageError(f"{paths.MODEL}: predicts values that are not numbers; train it again")
     metrics = measure(actual, probabilities, classes)
 
     with ExitStack() as outputs:
-        files.write_json(outputs.enter_context(files.replacing(METRICS)), metrics)
+        files.write_json(outputs.enter_context(files.replacing(paths.METRICS)), metrics)
         tabulate(actual, probabilities, classes).to_csv(
-            outputs.enter_context(files.replacing(PREDICTIONS)),
+            outputs.enter_context(files.replacing(paths.PREDICTIONS)),
             float_format="%.6f",
             lineterminator="\n",
         )

@@ -8,12 +8,11 @@ from pathlib import Path
 from pydantic import Field
 from tqdm import tqdm
 
-from stages import catalogue, errors, files, params
-from stages.catalogue import DataSet
-from stages.download import Downloads, Patience
-from stages.errors import StageError
-
-RAW = Path("data/raw")
+from stages.common import errors, files, params, paths
+from stages.common.errors import StageError
+from stages.dataset import catalogue
+from stages.dataset.catalogue import DataSet
+from stages.dataset.download import Downloads, Patience
 
 
 class FetchParams(params.Section):
@@ -30,7 +29,7 @@ def main() -> None:
     knobs = params.load("fetch", FetchParams)
     dataset = catalogue.selected()
     patience = Patience(knobs.connect_timeout, knobs.stall_timeout, knobs.retries)
-    used, failures = fetch(dataset, RAW, patience)
+    used, failures = fetch(dataset, paths.RAW, patience)
     if failures:
         reasons = "; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items())
         print(f"using {', '.join(used)}, because {reasons}", file=sys.stderr)

@@ -16,12 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from stages import errors, files, params, tensors
-from stages.errors import StageError
-
-PREDICTIONS = Path("metrics/predictions.csv")
-HISTORY = Path("metrics/history.csv")
-FIGURES = Path("metrics/figures")
+from stages.common import errors, files, params, paths
+from stages.common.errors import StageError
+from stages.dataset import tensors
 
 ROWS, COLUMNS = 2, 5  # of the grids of digits
 # An image alone; hiding ticks instead of leaving them out takes twice the time.
@@ -128,11 +125,11 @@ def main() -> None:
     test_images, _ = tensors.load("test")
     # A class may be named 7 or NA: names stay text.
     text = {"dtype": {"actual": str, "predicted": str}, "keep_default_na": False}
-    predictions = read_table(PREDICTIONS, {"actual", "predicted", "confidence"}, **text)
-    history = read_table(HISTORY, {"step", "loss", "accuracy"})
+    predictions = read_table(paths.PREDICTIONS, {"actual", "predicted", "confidence"}, **text)
+    history = read_table(paths.HISTORY, {"step", "loss", "accuracy"})
     if len(predictions) != len(test_images):
         raise StageError(
-            f"{PREDICTIONS}: must have a row for each of the {len(test_images)} test images, "
+            f"{paths.PREDICTIONS}: must have a row for each of the {len(test_images)} test images, "
             f"but has {len(predictions)}; run `dvc repro`"
         )
     matched = predictions["actual"] == predictions["predicted"]
@@ -148,10 +145,10 @@ def main() -> None:
             "training": training(history),
         }
         for name, figure in figures.items():
-            path = outputs.enter_context(files.replacing(FIGURES / f"{name}.png"))
+            path = outputs.enter_context(files.replacing(paths.FIGURES / f"{name}.png"))
             # Without its version in the file, another matplotlib may still give the same bytes.
             figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
-    print(f"{len(figures)} figures in {FIGURES}: {(~matched).sum()} misclassified images")
+    print(f"{len(figures)} figures in {paths.FIGURES}: {(~matched).sum()} misclassified images")
 
 
 if __name__ == "__main__":

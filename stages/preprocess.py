@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages import catalogue, errors, files, idx, params, tensors
-from stages.errors import StageError
-
-RAW = Path("data/raw")
+from stages.common import errors, files, params, paths
+from stages.common.errors import StageError
+from stages.dataset import catalogue, idx, tensors
 
 
 class PreprocessParams(params.Section):
@@ -33,8 +32,8 @@ def load_raw(prefix: str, classes: int) -> tuple[tensors.UInt8, tensors.UInt8]:
     Returns images, uint8 (N, height, width), and labels, uint8 (N,).
     Raises StageError or IdxError that names the file.
     """
-    images_path = RAW / f"{prefix}-images-idx3-ubyte"
-    labels_path = RAW / f"{prefix}-labels-idx1-ubyte"
+    images_path = paths.RAW / f"{prefix}-images-idx3-ubyte"
+    labels_path = paths.RAW / f"{prefix}-labels-idx1-ubyte"
     images, labels = idx.map_idx(images_path), idx.map_idx(labels_path)
     check_pair(images, labels, classes, images_path, labels_path)
     return images, labels
@@ -52,18 +51,18 @@ def check_pair(
         if array.dtype != np.uint8 or array.ndim != dimensions:
             raise StageError(
                 f"{path}: must hold uint8 with {dimensions} dimension(s), "
-                f"but holds {array.dtype} with {array.ndim}; check {catalogue.CATALOGUE}"
+                f"but holds {array.dtype} with {array.ndim}; check {paths.CATALOGUE}"
             )
     if len(images) != len(labels):
         raise StageError(
             f"{labels_path}: holds {len(labels)} labels for the {len(images)} images of "
-            f"{images_path}; check {catalogue.CATALOGUE}"
+            f"{images_path}; check {paths.CATALOGUE}"
         )
     if images.size == 0:
-        raise StageError(f"{images_path}: holds no images; check {catalogue.CATALOGUE}")
+        raise StageError(f"{images_path}: holds no images; check {paths.CATALOGUE}")
     if labels.max() >= classes:
         raise StageError(
-            f"{labels_path}: holds label {labels.max()}, but {catalogue.CATALOGUE} names {classes} "
+            f"{labels_path}: holds label {labels.max()}, but {paths.CATALOGUE} names {classes} "
             f"classes, 0 to {classes - 1}; add the missing names there"
         )
 
@@ -90,13 +89,13 @@ def main() -> None:
     dataset = catalogue.selected()
     # Hashed once more: a cache or a remote may have damaged what fetch verified.
     for raw_name, pinned in dataset.files.items():
-        catalogue.verify(RAW / raw_name, pinned)
+        catalogue.verify(paths.RAW / raw_name, pinned)
     classes = len(dataset.classes)
     train_images, train_labels = (array[: p.max_images] for array in load_raw("train", classes))
     test_images, test_labels = (array[: p.max_images] for array in load_raw("t10k", classes))
     if p.validation_size >= len(train_labels):
         raise StageError(
-            f"{params.PATH}: preprocess.validation_size must be less than the number of training "
+            f"{paths.PARAMS}: preprocess.validation_size must be less than the number of training "
             f"images, {len(train_labels)}, got {p.validation_size}"
         )
     held_out = hold_out(train_labels, p.validation_size, p.seed)
@@ -112,11 +111,11 @@ def main() -> None:
         written: dict[str, Path] = {}
         for split, (images, labels, mask) in splits.items():
             for name in (f"{split}_images.npy", f"{split}_labels.npy"):
-                written[name] = outputs.enter_context(files.replacing(tensors.FOLDER / name))
+                written[name] = outputs.enter_context(files.replacing(paths.TENSORS / name))
             tensors.write_images(written[f"{split}_images.npy"], images, np.flatnonzero(mask))
             with written[f"{split}_labels.npy"].open("wb") as file:
                 np.save(file, one_hot[labels[mask]])
-        manifest = outputs.enter_context(files.replacing(tensors.FOLDER / tensors.MANIFEST))
+        manifest = outputs.enter_context(files.replacing(paths.MANIFEST))
         tensors.write_manifest(manifest, dataset.classes, written)
     print(", ".join(f"{mask.sum():,} {split}" for split, (_, _, mask) in splits.items()), "images")
 

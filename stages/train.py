@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from tqdm import tqdm
 
-from stages import errors, files, params, runtime, tensors
-from stages.errors import StageError
+from stages.common import errors, files, params, paths
+from stages.common.errors import StageError
+from stages.dataset import tensors
+from stages.model import runtime
 
 if TYPE_CHECKING:
     import keras
 
-    from stages import training
+    from stages.model import training
 
-MODEL = Path("data/model/model.keras")
-HISTORY = Path("metrics/history.csv")
-FIGURES = Path("metrics/training.json")
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -54,17 +53,17 @@ def load(p: TrainParams) -> tuple["training.Set", "training.Set"]:
     images, labels = tensors.load("train")
     if len(images) < p.batch_size:
         raise StageError(
-            f"{params.PATH}: train.batch_size is {p.batch_size}, but there are only "
+            f"{paths.PARAMS}: train.batch_size is {p.batch_size}, but there are only "
             f"{len(images)} training images; lower it or prepare more images"
         )
     if min(images.shape[1:3]) < 4:
         raise StageError(
-            f"{tensors.FOLDER}/train_images.npy: images are {images.shape[1]}x{images.shape[2]}, "
+            f"{paths.TENSORS}/train_images.npy: images are {images.shape[1]}x{images.shape[2]}, "
             "but the network halves them twice: they must be at least 4x4"
         )
     if labels.any(axis=0).sum() < 2:
         raise StageError(
-            f"{tensors.FOLDER}/train_labels.npy: all images are of one class; "
+            f"{paths.TENSORS}/train_labels.npy: all images are of one class; "
             "raise preprocess.max_images"
         )
     return (images, labels), tensors.load("validation")
@@ -109,7 +108,7 @@ def fit(p: TrainParams) -> tuple["keras.Model", Iterator["training.Row"], int]:
     """
     if p.precision == "mixed_bfloat16" and p.instructions == "avx2":
         raise StageError(
-            f"{params.PATH}: train.precision must be float32 where train.instructions is avx2, "
+            f"{paths.PARAMS}: train.precision must be float32 where train.instructions is avx2, "
             f"which has no bfloat16; got {p.precision}"
         )
     train_set, validation_set = load(p)
@@ -120,7 +119,7 @@ def fit(p: TrainParams) -> tuple["keras.Model", Iterator["training.Row"], int]:
             file=sys.stderr,
         )
     # Imported here, because TensorFlow takes seconds and must be set up first.
-    from stages import network, training
+    from stages.model import network, training
 
     recipe = training.Recipe(**p.model_dump(exclude={"momentum", "threads", "instructions"}))
     images, labels = train_set
@@ -134,15 +133,15 @@ def main() -> None:
     """Check the tensors, train, write the model, its history and its final figures."""
     p = params.load("train", TrainParams)
     model, rows, images = fit(p)
-    from stages import model_file, training
+    from stages.model import model_file, training
 
     history = list(show(rows, images))
     figures = training.final_figures(history)
 
     with ExitStack() as outputs:
-        model_file.save(model, outputs.enter_context(files.replacing(MODEL)))
-        write_history(outputs.enter_context(files.replacing(HISTORY)), history)
-        files.write_json(outputs.enter_context(files.replacing(FIGURES)), figures)
+        model_file.save(model, outputs.enter_context(files.replacing(paths.MODEL)))
+        write_history(outputs.enter_context(files.replacing(paths.HISTORY)), history)
+        files.write_json(outputs.enter_context(files.replacing(paths.TRAINING)), figures)
     parts = (
         f"{split} accuracy {values['accuracy']:.4f}, loss {values['loss']:.4f}"
         for split, values in figures.items()

@@ -17,6 +17,8 @@ import yaml
 pytest_plugins = ["remotes"]
 
 ROOT = Path(__file__).resolve().parents[1]
+PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = list(PIPELINE)
 CLASSES = ["circle", "7", "NA"]  # class names are text, whatever they look like
 SHAPE = (12, 12)
 
@@ -59,6 +61,9 @@ class Project:
 
     def stage(self, name: str, **options: Any) -> str:
         return self.run(sys.executable, "-m", f"stages.{name}", **options)
+
+    def verify(self, *arguments: str, **options: Any) -> str:
+        return self.run(sys.executable, "-m", "tools.verify", *arguments, **options)
 
     def commit(self, message: str) -> None:
         self.git("add", "-A")

@@ -26,12 +26,11 @@ import pytest
 import trustme
 import yaml
 from conftest import ROOT
-from servers import Request, forward, full, mirror, refusing, silent
-from test_download import bomb
+from servers import Request, bomb, forward, full, mirror, refusing, silent
 
 from stages import fetch
-from stages.catalogue import FILE_NAMES
-from stages.errors import StageError
+from stages.common.errors import StageError
+from stages.dataset.catalogue import FILE_NAMES
 
 CONTENTS: dict[str, bytes] = {
     name: bytes([0, 0, 8, 1]) + random.Random(name).randbytes(50_000 * n)
@@ -282,7 +281,7 @@ def test_fetches_at_once_do_not_disturb_each_other(place: Place) -> None:
 REPLACE = """
 import sys
 from pathlib import Path
-from stages import files
+from stages.common import files
 for _ in range(500):
     with files.replacing(Path("file")) as temporary:
         temporary.write_text("whole")

@@ -6,37 +6,37 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Project
+from conftest import PIPELINE, ROOT, STAGES, Project
 
 from benchmarks.seeds import RECIPES
 
-PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-STAGES = ["fetch", "preprocess", "train", "evaluate", "plot"]
 
-
-def imported(path: Path) -> Iterator[str]:
-    """Yield the names in `stages` that a file imports, wherever in the file it does."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(file: str) -> Iterator[str]:
+    """Yield the modules below stages/ that a file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        names = []
         if isinstance(node, ast.Import):
-            yield from (n.name.split(".")[1] for n in node.names if n.name.startswith("stages."))
-        elif isinstance(node, ast.ImportFrom) and node.module == "stages":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stages."):
-            yield str(node.module).split(".")[1]
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            # What is imported from a folder is a module, from a module it is a part of that.
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            path = name.replace(".", "/") + ".py"
+            if name.startswith("stages.") and (ROOT / path).is_file():
+                yield path
 
 
 def modules_of(stage: str) -> set[str]:
-    """Return the modules that a stage imports, itself included, directly or not."""
-    found, waiting = set(), [stage]
+    """Return the files that a stage imports, itself included, directly or not."""
+    found, waiting = set(), [f"stages/{stage}.py"]
     while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += imported(ROOT / f"stages/{name}.py")
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            waiting += imported(file)
     return found
 
 
@@ -58,8 +58,9 @@ def outputs_of(stage: str) -> set[str]:
     return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
 
 
-def test_the_five_stages_stand_in_their_order() -> None:
-    assert list(PIPELINE) == STAGES
+def test_each_stage_is_a_script_and_nothing_else_is_beside_them() -> None:
+    files = {file.stem for file in (ROOT / "stages").iterdir() if file.is_file()}
+    assert files == {*STAGES, "__init__"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -71,29 +72,34 @@ def test_each_stage_is_described_and_run_as_a_module(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_code_dependencies_are_what_is_imported(stage: str) -> None:
     declared = [dep for dep in PIPELINE[stage]["deps"] if not dep.startswith(("data/", "metrics/"))]
-    code = {f"stages/{name}.py" for name in modules_of(stage) | {"__init__"}}
-    assert set(declared) == code | {"requirements.lock"}
+    code = {file for file in modules_of(stage) if not file.startswith("stages/common/")}
+    assert set(declared) == code | {"stages/__init__.py", "stages/common", "requirements.lock"}
     assert len(declared) == len(set(declared))
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_imports_another_and_no_shared_module_a_stage(stage: str) -> None:
-    assert modules_of(stage) & set(STAGES) == {stage}
+    stages = {f"stages/{name}.py" for name in STAGES}
+    assert modules_of(stage) & stages == {f"stages/{stage}.py"}
+
+
+def test_what_every_stage_depends_on_is_what_they_share() -> None:
+    shared = set.union(*map(modules_of, STAGES))
+    assert {str(file.relative_to(ROOT)) for file in (ROOT / "stages/common").glob("*.py")} <= shared
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_are_what_is_read(stage: str) -> None:
     read = set()
     for name in modules_of(stage):
-        for node in ast.walk(ast.parse((ROOT / f"stages/{name}.py").read_text())):
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
             if not isinstance(node, ast.Call):
                 continue
             call = ast.unparse(node.func)
             if call == "params.load":
                 section = ast.literal_eval(node.args[0])
-                schema = getattr(
-                    importlib.import_module(f"stages.{name}"), ast.unparse(node.args[1])
-                )
+                module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+                schema = getattr(module, ast.unparse(node.args[1]))
                 # A type that ignores other keys reads its own alone, any other the whole section.
                 ignores = schema.model_config["extra"] == "ignore"
                 read |= (
@@ -166,9 +172,10 @@ def test_files_opened_are_dependencies_and_files_written_are_outputs(
     if any("datasets.yaml" in name for name in declared_params(stage)):
         parameters.add("data/datasets.yaml")
     temporary = {path for path in read if path.endswith(".tmp") or ".tmp/" in path}
+    shared = {path for path in read if path.startswith("stages/common/")}
     assert (
-        read - mirror - temporary - written
-        == set(PIPELINE[stage]["deps"]) - {"requirements.lock"} | parameters
+        read - mirror - temporary - written - shared
+        == set(PIPELINE[stage]["deps"]) - {"requirements.lock", "stages/common"} | parameters
     )
     figures = {path for path in written if path.startswith("metrics/figures/")}
     assert written - figures | ({"metrics/figures"} if figures else set()) == outputs_of(stage)

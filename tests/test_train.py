@@ -21,10 +21,11 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 import yaml
+from conftest import ROOT
 
-from stages import runtime, train, training
+from stages import train
+from stages.model import runtime, training
 
-ROOT = Path(__file__).resolve().parents[1]
 OUTPUTS = ("data/model/model.keras", "metrics/history.csv", "metrics/training.json")
 PARAMS: dict[str, Any] = {
     "seed": 1,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stages import network
+from stages.model import network
 
 SHAPE = (28, 28, 1)
 

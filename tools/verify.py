@@ -29,8 +29,8 @@ from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 from tqdm import tqdm
 
-from stages import errors
-from stages.errors import StageError
+from stages.common import errors
+from stages.common.errors import StageError
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ def examine(outputs: Iterable[Output], look: Callable[[Output], T]) -> Iterator[
 
 def main() -> None:
     """Check one side, print a line for each thing that is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m stages.verify", description="verify data")
+    parser = argparse.ArgumentParser(prog="python -m tools.verify", description="verify data")
     parser.add_argument("--remote", action="store_true", help="check the default remote instead")
     remote = parser.parse_args().remote
     try:

@@ -13,10 +13,10 @@ from conftest import ROOT, Project
 SAVE = """
 import sys
 from pathlib import Path
-from stages import runtime
+from stages.model import runtime
 runtime.start(seed=1, threads=2, instructions="native")
 import keras, numpy as np
-from stages import model_file
+from stages.model import model_file
 image = keras.Input((4, 4, 1), name="image")
 flat = keras.layers.Flatten(name="flat")(image)
 model = keras.Model(image, keras.layers.Dense(2, activation="softmax", name="digit")(flat))

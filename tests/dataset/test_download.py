@@ -12,15 +12,14 @@ import random
 import re
 import time
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from servers import Request, forward, full, mirror, refusing, silent
+from servers import Request, bomb, forward, full, mirror, refusing, silent
 
-from stages.download import Downloads, Patience, UnavailableError, Unpacking
+from stages.dataset.download import Downloads, Patience, UnavailableError, Unpacking
 
 NAME = "train-images-idx3-ubyte"
 # Bytes that do not compress, so that every block counts, then some that do.
@@ -481,14 +480,6 @@ def test_endless_body_is_stopped(block: bytes, why: str, target: Path, bundled: 
     with mirror(repeated(block)) as bad:
         assert why in reason(target, bad.url, bundled)
         assert len(bad.requests) == 1
-
-
-def bomb(megabytes: int) -> bytes:
-    """Pack so many megabytes of zeros, each into the same few bytes."""
-    packer = zlib.compressobj(wbits=31)
-    start = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
-    again = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
-    return start + again * (megabytes - 1)
 
 
 @pytest.mark.parametrize("layers", [1, 2])

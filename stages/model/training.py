@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from stages import network
-from stages.errors import StageError
+from stages.common.errors import StageError
+from stages.model import network
 
 # Images (N, H, W, C), pixels 0..255, and their one-hot labels (N, classes).
 Set: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8]]

@@ -9,9 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from stages.errors import StageError
-
-PATH = Path("params.yaml")
+from stages.common import paths
+from stages.common.errors import StageError
 
 
 class Section(BaseModel):
@@ -23,7 +22,7 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
-def load(section: str, schema: type[S], path: Path = PATH) -> S:
+def load(section: str, schema: type[S], path: Path = paths.PARAMS) -> S:
     """Read one section of the parameters.
 
     Raises StageError that names the file and the parameter at fault.

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -48,10 +47,6 @@ def flip(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def verify(project: Project, *options: str, status: int | None = 0) -> str:
-    return project.run(sys.executable, "-m", "stages.verify", *options, status=status)
-
-
 def outputs(project: Project) -> dict[str, bytes]:
     return {name: (project.path / name).read_bytes() for name in (RAW, TENSOR, MODEL)}
 
@@ -72,14 +67,14 @@ def test_a_damaged_remote(finished: Project, remote: Remote, tmp_path: Path) -> 
         assert not (clone.path / name).exists()
 
     # Whoever has the data sends again what the remote lacks, once what is damaged is gone there.
-    printed = verify(finished, "--remote", status=None)
+    printed = finished.verify("--remote", status=None)
     assert {keys[TENSOR], keys[MODEL]}.isdisjoint(remote.keys())
     if printed.startswith("error"):  # a folder is rid of it as soon as someone has looked
         assert f"error: {TENSOR}: damaged in the remote; removed there\n" in printed
         assert f"error: {MODEL}: damaged in the remote; removed there\n" in printed
         assert "run `dvc push`" in printed
     finished.dvc("push")
-    assert "error" not in verify(finished, "--remote")
+    assert "error" not in finished.verify("--remote")
     clone.dvc("pull")
     assert outputs(clone) == outputs(finished)
 
@@ -123,13 +118,13 @@ def test_damage_in_the_cache_stops_the_stage_that_reads_it(
     assert f"failed to run: python -m stages.{reader}" in printed
     finished.git("checkout", "-q", "params.yaml")
 
-    printed = verify(finished, status=1)
+    printed = finished.verify(status=1)
     assert f"error: {output}: damaged in the cache; removed there\n" in printed
     assert f"error: {output}: not what dvc.lock says\n" in printed
     assert not cached(finished, output).exists()
     finished.dvc("repro")
     assert outputs(finished) == sound
-    assert "error" not in verify(finished)
+    assert "error" not in finished.verify()
     assert finished.git("status", "--porcelain") == ""
 
 
@@ -142,11 +137,11 @@ def test_damage_in_the_cache_is_mended_from_the_workspace(finished: Project, cha
     else:
         os.truncate(file, 1000)
     assert "up to date" in finished.dvc("status")  # so it seems
-    printed = verify(finished, status=1)
+    printed = finished.verify(status=1)
     assert f"error: {MODEL}: damaged in the cache; replaced there from the workspace\n" in printed
     assert printed.count("error:") == 2
     assert file.read_bytes() == sound[MODEL]
-    assert "error" not in verify(finished)
+    assert "error" not in finished.verify()
     assert "Running stage" not in finished.dvc("repro")
 
 
@@ -156,12 +151,12 @@ def test_damage_in_the_workspace_is_mended_from_the_cache(finished: Project) -> 
     for name in (RAW, TENSOR, MODEL):
         flip(finished.path / name)
     assert "up to date" in finished.dvc("status")  # so it seems
-    printed = verify(finished, status=1)
+    printed = finished.verify(status=1)
     for name in (RAW, TENSOR, MODEL):
         assert f"error: {name}: not what dvc.lock says\n" in printed
     assert "Running stage" not in finished.dvc("repro")
     assert outputs(finished) == sound
-    assert "error" not in verify(finished)
+    assert "error" not in finished.verify()
 
 
 def test_damage_in_a_folder_is_found(finished: Project) -> None:
@@ -169,25 +164,25 @@ def test_damage_in_a_folder_is_found(finished: Project) -> None:
     match = next(entry["md5"] for entry in keys if entry["relpath"] == "match.png")
     flip(finished.path / f".dvc/cache/files/md5/{match[:2]}/{match[2:]}")
     flip(finished.path / FIGURES / "mismatch.png")
-    printed = verify(finished, status=1)
+    printed = finished.verify(status=1)
     assert f"error: {FIGURES}: damaged in the cache; removed there\n" in printed
     assert f"error: {FIGURES}: not what dvc.lock says\n" in printed
     finished.dvc("repro")
     assert finished.git("status", "--porcelain") == ""
-    assert "error" not in verify(finished)
+    assert "error" not in finished.verify()
 
 
 def test_what_is_not_here_is_not_damaged(finished: Project, tmp_path: Path) -> None:
-    assert "error" not in verify(finished.clone(tmp_path / "clone"))
+    assert "error" not in finished.clone(tmp_path / "clone").verify()
 
 
 def test_errors_of_dvc_take_one_line(finished: Project) -> None:
-    printed = verify(finished, "--remote", status=1)
+    printed = finished.verify("--remote", status=1)
     assert printed.startswith("error: ")
     assert "no remote" in printed
     assert printed.count("\n") == 1
     shutil.rmtree(finished.path / ".dvc")
-    printed = verify(finished, status=1)
+    printed = finished.verify(status=1)
     assert printed.startswith("error: ")
     assert printed.count("\n") == 1
 
@@ -212,7 +207,7 @@ def test_a_killed_push_can_be_repeated(finished: Project, remote: Remote, tmp_pa
     push.wait()
 
     finished.dvc("push")
-    if "damaged" in verify(finished, "--remote", status=None):
+    if "damaged" in finished.verify("--remote", status=None):
         finished.dvc("push")
     clone = finished.clone(tmp_path / "clone")
     remote.log_in(clone)

@@ -7,10 +7,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from stages import params
-from stages.errors import StageError
-
-CATALOGUE = Path("data/datasets.yaml")
+from stages.common import params, paths
+from stages.common.errors import StageError
 
 FileName = Literal[
     "train-images-idx3-ubyte",
@@ -73,14 +71,14 @@ def selected() -> DataSet:
     Raises StageError that names the file and the key at fault.
     """
     name = params.load("fetch", _Choice).dataset
-    entries = params.read_yaml(CATALOGUE)
+    entries = params.read_yaml(paths.CATALOGUE)
     if name not in entries:
         known = ", ".join(sorted(map(str, entries)))
-        raise StageError(f"{params.PATH}: fetch.dataset must be one of {known}, got {name!r}")
-    dataset = params.validate(entries[name], DataSet, CATALOGUE, name)
+        raise StageError(f"{paths.PARAMS}: fetch.dataset must be one of {known}, got {name!r}")
+    dataset = params.validate(entries[name], DataSet, paths.CATALOGUE, name)
     missing = [file for file in FILE_NAMES if file not in dataset.files]
     if missing:
-        raise StageError(f"{CATALOGUE}: {name}.files.{missing[0]} is missing")
+        raise StageError(f"{paths.CATALOGUE}: {name}.files.{missing[0]} is missing")
     return dataset
 
 

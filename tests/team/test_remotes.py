@@ -76,4 +76,4 @@ def test_an_unchecked_remote_is_named(finished: Project, tmp_path: Path) -> None
         "verify", status=1
     )
     finished.run(*advice.split())
-    assert "error" not in finished.stage("verify")
+    assert "error" not in finished.verify()

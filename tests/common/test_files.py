@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from stages import files
+from stages.common import files
 
 
 def names(folder: Path) -> list[str]:
@@ -81,7 +81,7 @@ def test_a_link_is_replaced_and_what_it_points_to_is_untouched(tmp_path: Path) -
 WRITER = """
 import sys, time
 from pathlib import Path
-from stages import files
+from stages.common import files
 with files.replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print("writing", flush=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stages import network, training
-from stages.errors import StageError
+from stages.common.errors import StageError
+from stages.model import network, training
 
 RECIPE = training.Recipe(
     seed=5,

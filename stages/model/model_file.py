@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from stages.errors import StageError
+from stages.common.errors import StageError
 
 _DATE = "1980-01-01"  # the earliest that a ZIP archive can say
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stages.idx import IdxError, map_idx, read_idx, write_idx
+from stages.dataset.idx import IdxError, map_idx, read_idx, write_idx
 
 TYPE_CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -311,7 +311,7 @@ def test_not_a_regular_file(tmp_path: Path, read: Callable[[Path], object]) -> N
 
 def test_checks_stay_when_python_optimizes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes.fromhex("00 00 08 01 00000009"))
-    code = "import sys; from stages import idx; idx.read_idx(sys.argv[1])"
+    code = "import sys; from stages.dataset import idx; idx.read_idx(sys.argv[1])"
     command = [sys.executable, "-O", "-c", code, str(tmp_path / "file")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "IdxError" in result.stderr

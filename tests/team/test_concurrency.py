@@ -76,7 +76,7 @@ def test_two_clones_share_a_cache(finished: Project, tmp_path: Path) -> None:
     locks = {(clone.path / "dvc.lock").read_text() for clone in clones}
     assert len(locks) == 1
     for clone in clones:
-        assert "error" not in clone.stage("verify")
+        assert "error" not in clone.verify()
     for name in ("train_images.npy", "manifest.json"):
         contents = {(clone.path / "data/tensors" / name).read_bytes() for clone in clones}
         assert len(contents) == 1
@@ -95,4 +95,4 @@ def test_a_kill_in_each_stage_changes_nothing(project: Project, reproduced: Proj
     lock = "dvc.lock"
     assert (project.path / lock).read_text() == (reproduced.path / lock).read_text()
     assert not list(project.path.rglob("*.tmp"))
-    project.stage("verify")
+    project.verify()

@@ -23,7 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from stages.errors import StageError
+from stages.common.errors import StageError
 
 _BLOCK = 1 << 14  # bytes that must arrive within the stall timeout
 _CHUNK = 1 << 18  # bytes unpacked at a time

@@ -8,11 +8,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stages import params
-from stages.errors import StageError
+from stages.common import params, paths
+from stages.common.errors import StageError
 
-FOLDER = Path("data/tensors")
-MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 
 UInt8: TypeAlias = NDArray[np.uint8]
@@ -28,7 +26,7 @@ class Manifest(params.Section):
     sha256: dict[str, str]
 
 
-def load(split: str, folder: Path = FOLDER) -> tuple[UInt8, UInt8]:
+def load(split: str, folder: Path = paths.TENSORS) -> tuple[UInt8, UInt8]:
     """Map one split's tensors into memory, read-only, checked against the manifest.
 
     Returns images, uint8 (N, height, width, 1), and one-hot labels, uint8 (N, classes).
@@ -48,13 +46,13 @@ def load(split: str, folder: Path = FOLDER) -> tuple[UInt8, UInt8]:
     for path in (images_path, labels_path):
         found, pinned = sha256(path), manifest.sha256.get(path.name)
         if found != pinned:
-            raise _error(path, f"SHA-256 {pinned} as in {MANIFEST}", found)
+            raise _error(path, f"SHA-256 {pinned} as in {paths.MANIFEST.name}", found)
     return images, labels
 
 
-def read_manifest(folder: Path = FOLDER) -> Manifest:
+def read_manifest(folder: Path = paths.TENSORS) -> Manifest:
     """Read what preprocess said of its tensors."""
-    path = folder / MANIFEST
+    path = folder / paths.MANIFEST.name
     return params.validate(params.read_yaml(path), Manifest, path, "manifest")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import tensors
-from stages.errors import StageError
+from stages.common.errors import StageError
+from stages.dataset import tensors
 
 CLASSES = ["a", "b", "c"]
 

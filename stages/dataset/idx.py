@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from stages import files
-from stages.errors import StageError
+from stages.common import files
+from stages.common.errors import StageError
 
 TYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype("u1"),

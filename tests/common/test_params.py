@@ -7,8 +7,9 @@ import pytest
 import yaml
 from conftest import Project
 
-from stages import evaluate, params, plot, preprocess, train
-from stages.errors import StageError
+from stages import evaluate, plot, preprocess, train
+from stages.common import params, paths
+from stages.common.errors import StageError
 
 OWNERS: dict[str, type[params.Section]] = {
     "preprocess": preprocess.PreprocessParams,
@@ -27,7 +28,7 @@ def message(section: str, text: str, tmp_path: Path) -> str:
 
 
 def with_value(section: str, key: str, value: str) -> str:
-    content = yaml.safe_load(params.PATH.read_text())
+    content = yaml.safe_load(paths.PARAMS.read_text())
     content[section][key] = "VALUE"
     return yaml.safe_dump(content).replace("VALUE", value)
 
@@ -67,7 +68,7 @@ def test_a_bad_value_is_named_with_what_was_expected(
 
 @pytest.mark.parametrize("section", OWNERS)
 def test_unknown_and_missing_keys(section: str, tmp_path: Path) -> None:
-    content: dict[str, Any] = yaml.safe_load(params.PATH.read_text())
+    content: dict[str, Any] = yaml.safe_load(paths.PARAMS.read_text())
     content[section]["sede"] = 1
     found = message(section, yaml.safe_dump(content), tmp_path)
     assert found == f"params.yaml: {section}.sede is not a known key; check its spelling"

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from stages import catalogue
-from stages.errors import StageError
+from stages.common import paths
+from stages.common.errors import StageError
+from stages.dataset import catalogue
 
 SHA256 = "0123456789abcdef" * 4
 ENTRY: dict[str, Any] = {
@@ -50,7 +51,7 @@ def message(root: Path, change: Callable[[dict[str, Any]], object] | None = None
 def test_the_chosen_entry(root: Path) -> None:
     dataset = catalogue.selected()
     assert dataset.model_dump() == ENTRY
-    assert root / catalogue.CATALOGUE  # the entry `other`, which is wrong, is not looked at
+    assert root / paths.CATALOGUE  # the entry `other`, which is wrong, is not looked at
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
@@ -58,7 +59,7 @@ def test_the_catalogue_of_this_project(
     root: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "params.yaml").write_text(f"fetch: {{dataset: {name}}}\n")
-    monkeypatch.setattr(catalogue, "CATALOGUE", ROOT / catalogue.CATALOGUE)
+    monkeypatch.setattr(paths, "CATALOGUE", ROOT / paths.CATALOGUE)
     dataset = catalogue.selected()
     assert len(dataset.classes) == 10
     assert set(dataset.files) == set(catalogue.FILE_NAMES)

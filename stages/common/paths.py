@@ -1,0 +1,17 @@
+"""Where everything is, from the root of the repository, which is where the stages run."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+CATALOGUE = Path("data/datasets.yaml")
+
+RAW = Path("data/raw")
+TENSORS = Path("data/tensors")
+MANIFEST = TENSORS / "manifest.json"
+MODEL = Path("data/model/model.keras")
+
+HISTORY = Path("metrics/history.csv")
+TRAINING = Path("metrics/training.json")
+METRICS = Path("metrics/metrics.json")
+PREDICTIONS = Path("metrics/predictions.csv")
+FIGURES = Path("metrics/figures")
