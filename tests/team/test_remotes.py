@@ -72,8 +72,7 @@ def test_what_is_committed_is_safe_and_holds_no_secret(
 def test_an_unchecked_remote_is_named(finished: Project, tmp_path: Path) -> None:
     finished.dvc("remote", "add", "--default", "team", str(tmp_path / "remote"))
     advice = "dvc remote modify team verify true"
-    assert f"error: remote team: would be pulled from unchecked; run `{advice}`" in finished.stage(
-        "verify", status=1
-    )
+    printed = finished.verify(status=1)
+    assert f"error: remote team: would be pulled from unchecked; run `{advice}`" in printed
     finished.run(*advice.split())
     assert "error" not in finished.verify()
