@@ -1,53 +1,45 @@
 """Output files that are either whole or absent."""
 
-import fcntl
+import glob
 import json
 import os
-import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from tempfile import TemporaryDirectory
+from typing import Any
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, delete it on failure.
+    """Yield a temporary path; rename it to `path` on success, delete it on failure.
 
-    Several outputs that belong together go into one `contextlib.ExitStack`: then none of them is
-    replaced before all are written. The file gets the mode that the umask asks for. What a killed
-    run left behind is removed first.
+    The temporary path has the same file name, in a temporary folder beside `path`. Nothing is
+    there yet: whoever creates the file gives it the mode that the umask asks for. Several outputs
+    that belong together go into one `contextlib.ExitStack`: then none of them is replaced before
+    all are written. Raises OSError if the folder of `path` cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with _claim(temporary):
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _claim(temporary: Path) -> BinaryIO:
-    """Create a file and lock it while we live: so another run can tell it from a leftover."""
-    while True:
-        file = temporary.open("xb")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # another run was quicker, and took it for a leftover
+    prefix = f".{path.name}.{os.getpid()}."
+    with TemporaryDirectory(
+        prefix=prefix, suffix=".tmp", dir=path.parent, ignore_cleanup_errors=True
+    ) as folder:
+        temporary = Path(folder, path.name)
+        yield temporary
+        os.replace(temporary, path)
 
 
 def _remove_leftovers(path: Path) -> None:
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        # Gone by now, in use, or not ours: none of these is for us to remove.
-        with (
-            suppress(FileNotFoundError, BlockingIOError, PermissionError),
-            leftover.open("r+b") as file,
-        ):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink(missing_ok=True)
+    """Remove the temporary folders of processes that were killed, told by the process id."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.tmp"):
+        try:
+            os.kill(int(leftover.name.split(".")[-3]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(leftover, ignore_errors=True)
+        except (OSError, OverflowError, ValueError):
+            pass  # another user's process, or no folder of ours
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

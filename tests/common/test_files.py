@@ -1,12 +1,14 @@
 """Output files are whole or absent."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,8 @@ def names(folder: Path) -> list[str]:
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "new folder/a.txt"
     with files.replacing(target) as temporary:
-        assert temporary.parent == target.parent
+        assert temporary.parent.parent == target.parent  # on the same file system
+        assert temporary.name == target.name
         temporary.write_text("new")
         assert not target.exists()
     assert target.read_text() == "new"
@@ -82,32 +85,88 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from stages.common import files
-with files.replacing(Path(sys.argv[1])) as temporary:
-    temporary.write_text("half")
-    print("writing", flush=True)
-    time.sleep(60)
+for _ in range(int(sys.argv[2])):
+    with files.replacing(Path(sys.argv[1])) as temporary:
+        temporary.write_text("half")
+        if sys.argv[2] == "1":
+            print("writing", flush=True)
+            time.sleep(60)
+        temporary.write_text("whole" * 1000)
 """
 
 
-def test_a_killed_run_leaves_the_old_file_and_the_next_run_sweeps_up(tmp_path: Path) -> None:
+@contextmanager
+def writing(target: Path, times: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-c", WRITER, str(target), str(times)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as writer:
+        yield writer
+
+
+def test_what_a_killed_process_leaves_is_gone_after_the_next_run(tmp_path: Path) -> None:
     target = tmp_path / "a"
     target.write_text("old")
-    command = [sys.executable, "-c", WRITER, str(target)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        assert len(names(tmp_path)) == 2
-        # While it lives, its file is not a leftover.
-        with files.replacing(target) as temporary:
-            temporary.write_text("other")
-        assert len(names(tmp_path)) == 2
-        writer.send_signal(signal.SIGKILL)
-    assert target.read_text() == "other"
-    deadline = time.monotonic() + 5
+    for _ in range(3):
+        with writing(target) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            assert len(names(tmp_path)) == 2
+            # While it lives, its file is no leftover.
+            with files.replacing(target) as temporary:
+                temporary.write_text("other")
+            assert len(names(tmp_path)) == 2
+            writer.send_signal(signal.SIGKILL)
+        assert target.read_text() == "other"
+        assert len(names(tmp_path)) == 2  # and so it stays, however often this happens
     with files.replacing(target) as temporary:
         temporary.write_text("new")
     assert names(tmp_path) == ["a"]
-    assert time.monotonic() < deadline
+
+
+def test_several_processes_at_once_each_write_a_whole_file(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    with ExitStack() as stack:
+        writers = [stack.enter_context(writing(target, times=300)) for _ in range(3)]
+        while any(writer.poll() is None for writer in writers):
+            if target.exists():
+                assert target.read_text() == "whole" * 1000
+        for writer in writers:
+            assert writer.communicate() == (b"", b"")
+            assert writer.returncode == 0
+    assert names(tmp_path) == ["a"]
+
+
+def test_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
+    others = [".a.b.tmp", ".a.tmp", ".a.x.y.tmp", ".a.99999999999999999999.x.tmp", ".ab.1.x.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    with files.replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+    assert names(tmp_path) == sorted(["a", *others])
+
+
+@pytest.mark.parametrize("name", ["[a]", "a*", "a.b.c"])
+def test_names_that_are_patterns(tmp_path: Path, name: str) -> None:
+    with writing(tmp_path / name) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        writer.kill()
+    with files.replacing(tmp_path / name) as temporary:
+        temporary.touch()
+    assert names(tmp_path) == [name]
+
+
+def test_no_locks_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On NFS without a lock daemon every lock fails with ENOLCK.
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    for name in ("flock", "lockf", "fcntl"):
+        monkeypatch.setattr(fcntl, name, fail)
+    with files.replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+    assert names(tmp_path) == ["a"]
 
 
 def test_json_has_six_decimals_and_keeps_the_order_of_its_keys(tmp_path: Path) -> None:
