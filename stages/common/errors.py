@@ -1,6 +1,7 @@
 """Expected failures: one line for the user instead of a traceback."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -47,6 +48,11 @@ def excepthook(
     if _interrupted or issubclass(kind, KeyboardInterrupt):
         _exit("interrupted; run it again to complete", status=130)
     sys.__excepthook__(kind, error, traceback)
+
+
+def hide_credentials(text: str) -> str:
+    """Take name and password out of the web addresses in a text that people will see."""
+    return re.sub(r"//[^/?#\s]*@", "//", text)
 
 
 def _exit(message: str, status: int = 1) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Project
+from dvc.utils.serialize import load_yaml
 
 from stages import evaluate, plot, preprocess, train
 from stages.common import params, paths
@@ -88,13 +89,21 @@ def test_unknown_and_missing_keys(section: str, tmp_path: Path) -> None:
     [
         ("", "params.yaml: must be a mapping of sections, but is empty"),
         ("- 1", "params.yaml: must be a mapping of sections, but is a list"),
-        ("train: [1", "params.yaml: not valid YAML: "),
-        ("train: {seed: 1, seed: 2}", "key 'seed' comes twice"),
+        ("train:\n  seed: [1", "params.yaml: not valid YAML in line 2: "),
+        ("train:\n  seed: 1\n\t", "params.yaml: not valid YAML in line 3: "),
+        ("train: 1\x00", "params.yaml: not valid YAML: "),
+        ("seed: !!int x", "params.yaml: not valid YAML: "),
+        (
+            "train:\n  seed: 1\n  seed: {a: 2}\n",
+            'params.yaml: not valid YAML in line 3: found duplicate key "seed"; correct it',
+        ),
         ("train: 5", "params.yaml: train must be a valid dictionary"),
     ],
 )
 def test_broken_files(text: str, expected: str, tmp_path: Path) -> None:
-    assert expected in message("train", text, tmp_path)
+    found = message("train", text, tmp_path)
+    assert expected in found
+    assert "\n" not in found
 
 
 def test_a_missing_file_and_a_file_that_is_not_text(tmp_path: Path) -> None:
@@ -110,6 +119,21 @@ def test_numbers_are_read_as_dvc_reads_them(number: str, tmp_path: Path) -> None
     (tmp_path / "params.yaml").write_text(with_value("train", "learning_rate", number))
     loaded = params.load("train", train.TrainParams, tmp_path / "params.yaml")
     assert loaded.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("text", ["yes", "010", "1_000", "1:30", "0o17", "~", "12e03", ".5"])
+def test_values_are_read_as_dvc_reads_them(text: str, tmp_path: Path) -> None:
+    # PyYAML would read `yes` as true, 010 as 8 and 1:30 as 90.
+    path = tmp_path / "params.yaml"
+    path.write_text(f"key: {text}\n")
+    assert params.read_yaml(path) == load_yaml(path)
+
+
+def test_a_password_in_an_address_is_not_quoted(tmp_path: Path) -> None:
+    text = "train: {epochs: 'https://me:secret@mirror.example/'}"
+    found = message("train", text, tmp_path)
+    assert "got https://mirror.example/" in found
+    assert "secret" not in found
 
 
 def test_the_stages_end_in_one_line_before_they_work(project: Project) -> None:
