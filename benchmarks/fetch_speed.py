@@ -33,10 +33,11 @@ FETCH = """
 import json, sys, time
 from pathlib import Path
 from stages import fetch
-from stages.dataset import catalogue, download
+from stages.dataset import catalogue, web
 dataset = catalogue.DataSet.model_validate_json(sys.argv[1])
+limits = web.Limits(connect_timeout=5, stall_timeout=15, retries=2)
 start = time.perf_counter()
-fetch.fetch(dataset, Path(sys.argv[2]), download.Patience())
+fetch.fetch(dataset, Path(sys.argv[2]), limits)
 seconds = time.perf_counter() - start
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps([seconds, int(status["VmHWM"].split()[0]) * 1024]))

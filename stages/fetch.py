@@ -1,46 +1,47 @@
-"""Fetch the four files of the chosen data set into data/raw, checked against the catalogue."""
+"""Fetch the four files of the chosen data set into data/raw, checked against the catalogue.
+
+Reads data/datasets.yaml and the mirrors that it lists, writes data/raw.
+"""
 
 import asyncio
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
 
-from pydantic import Field
 from tqdm import tqdm
 
 from stages.common import errors, files, params, paths
-from stages.common.errors import StageError
+from stages.common.errors import StageError, hide_credentials
 from stages.dataset import catalogue
 from stages.dataset.catalogue import DataSet
-from stages.dataset.download import Downloads, Patience
+from stages.dataset.download import Downloads
+from stages.dataset.web import Limits, Loop
 
 
 class FetchParams(params.Section):
     """The section `fetch` of params.yaml."""
 
     dataset: str
-    connect_timeout: float = Field(gt=0, le=600)  # seconds
-    stall_timeout: float = Field(gt=0, le=600)  # seconds
-    retries: int = Field(ge=0, le=10)
 
 
 def main() -> None:
     """Fetch what params.yaml chooses."""
-    knobs = params.load("fetch", FetchParams)
+    params.load("fetch", FetchParams)
+    limits = params.load("limits", Limits)
     dataset = catalogue.selected()
-    patience = Patience(knobs.connect_timeout, knobs.stall_timeout, knobs.retries)
-    used, failures = fetch(dataset, paths.RAW, patience)
+    used, failures = fetch(dataset, paths.RAW, limits)
+    sources = hide_credentials(", ".join(used))
     if failures:
         reasons = "; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items())
-        print(f"using {', '.join(used)}, because {reasons}", file=sys.stderr)
-    print(f"fetched {dataset.title} from {', '.join(used)}")
+        print(f"using {sources}, because {hide_credentials(reasons)}", file=sys.stderr)
+    print(f"fetched {dataset.title} from {sources}")
 
 
-def fetch(dataset: DataSet, folder: Path, patience: Patience) -> tuple[list[str], dict[str, str]]:
+def fetch(dataset: DataSet, folder: Path, limits: Limits) -> tuple[list[str], dict[str, str]]:
     """Write the files of `dataset` into `folder`: all of them, whole and verified, or none.
 
-    Returns the mirrors that were used, and for each that failed the reason.
-    Raises StageError that names the file, and OSError when `folder` cannot be written.
+    Returns the mirrors that were used, and the reason for each one that failed.
+    Raises StageError that names the file, and OSError if `folder` cannot be written.
     """
     for name in dataset.files:
         if (folder / name).is_dir():
@@ -51,7 +52,8 @@ def fetch(dataset: DataSet, folder: Path, patience: Patience) -> tuple[list[str]
             targets = {
                 name: stack.enter_context(files.replacing(folder / name)) for name in dataset.files
             }
-            return asyncio.run(_download(dataset, targets, patience))
+            with asyncio.Runner(loop_factory=Loop) as runner:
+                return runner.run(_download(dataset, targets, limits))
     except BaseException:
         if created:
             with suppress(OSError):
@@ -60,7 +62,7 @@ def fetch(dataset: DataSet, folder: Path, patience: Patience) -> tuple[list[str]
 
 
 async def _download(
-    dataset: DataSet, targets: dict[catalogue.FileName, Path], patience: Patience
+    dataset: DataSet, targets: dict[catalogue.FileName, Path], limits: Limits
 ) -> tuple[list[str], dict[str, str]]:
     used: set[str] = set()
     failures: dict[str, str] = {}
@@ -68,11 +70,9 @@ async def _download(
     async def download(name: catalogue.FileName) -> None:
         file, target = dataset.files[name], targets[name]
         try:
-            mirror, failed = await downloads.fetch(
-                name, dataset.mirrors, file.size, file.sha256, target
-            )
+            mirror, failed = await downloads.fetch(name, dataset.mirrors, file, target)
         except OSError as error:
-            place = target.with_name(name)
+            place = target.parent.with_name(name)
             raise StageError(f"{place}: not written: {error.strerror}; make room for it") from None
         used.add(mirror)
         failures.update(failed)
@@ -81,7 +81,10 @@ async def _download(
     # `disable=None`: no bar unless a person is watching.
     with tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=None) as bar:
         try:
-            async with Downloads(patience, bar.update) as downloads, asyncio.TaskGroup() as group:
+            async with (
+                aclosing(Downloads(limits, bar.update)) as downloads,
+                asyncio.TaskGroup() as group,
+            ):
                 for name in dataset.files:
                     group.create_task(download(name))
         except ExceptionGroup as failed:

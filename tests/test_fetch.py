@@ -1,5 +1,6 @@
 """data/raw gets all four files, right and whole, or stays as it was."""
 
+import base64
 import contextlib
 import ctypes
 import datetime
@@ -37,7 +38,7 @@ CONTENTS: dict[str, bytes] = {
     for n, name in enumerate(FILE_NAMES, start=1)
 }
 LARGEST = FILE_NAMES[-1]
-PARAMS = {"dataset": "small", "connect_timeout": 0.5, "stall_timeout": 0.5, "retries": 1}
+LIMITS = {"connect_timeout": 0.5, "stall_timeout": 0.5, "retries": 1}
 FETCH = [sys.executable, "-m", "stages.fetch"]
 
 
@@ -51,11 +52,12 @@ class Place:
         self.bundled.mkdir(parents=True)
         for name, content in CONTENTS.items():
             (self.bundled / f"{name}.gz").write_bytes(gzip.compress(content))
-        self.params(**PARAMS)
+        self.params()
         self.mirrors("data/mirror/small/")
 
-    def params(self, **section: Any) -> None:
-        (self.path / "params.yaml").write_text(yaml.safe_dump({"fetch": section}))
+    def params(self, **sections: dict[str, Any]) -> None:
+        content = {"fetch": {"dataset": "small"}, "limits": LIMITS} | sections
+        (self.path / "params.yaml").write_text(yaml.safe_dump(content))
 
     def mirrors(self, *mirrors: str, **sizes: int) -> None:
         files = {
@@ -173,7 +175,7 @@ def test_none_is_replaced_before_all_are_verified(place: Place) -> None:
         respond(request)
 
     release = place.path / "release"
-    place.params(**PARAMS | {"stall_timeout": 60})
+    place.params(limits=LIMITS | {"stall_timeout": 60})
     with mirror(wait) as good:
         place.mirrors(good.url)
         with place.start() as process:
@@ -216,8 +218,9 @@ def test_disk_full(place: Place) -> None:
 
 
 def without_override() -> None:
-    """Take from root the right to write where modes forbid it (PR_CAPBSET_DROP)."""
-    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+    """Take from root the rights to write and read where modes forbid it (PR_CAPBSET_DROP)."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
 
 
 @pytest.mark.parametrize("folder", ["data", "data/raw"])
@@ -263,13 +266,6 @@ def test_symlinked_folder_stays_one(place: Place) -> None:
     assert place.has(CONTENTS)
 
 
-def test_stale_temporary_files_are_swept_up(place: Place) -> None:
-    place.raw.mkdir()
-    (place.raw / f".{LARGEST}.0123abcd.tmp").write_text("half")
-    place.run()
-    assert place.has(CONTENTS)
-
-
 def test_fetches_at_once_do_not_disturb_each_other(place: Place) -> None:
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(place.start()) for _ in range(4)]
@@ -295,6 +291,150 @@ def test_temporary_files_in_use_are_never_taken_for_leftovers(place: Place) -> N
         assert [process.communicate()[1] for process in processes] == [""] * 3
 
 
+# --- Mirrors that are folders ------------------------------------------------------------------
+
+
+def forbidden_folder(folder: Path) -> None:
+    folder.mkdir(mode=0)
+
+
+def forbidden_files(folder: Path) -> None:
+    folder.mkdir()
+    for name in FILE_NAMES:
+        (folder / f"{name}.gz").touch(mode=0)
+
+
+def forbidden_parent(folder: Path) -> None:
+    folder.mkdir()
+    folder.parent.chmod(0)
+
+
+def loop_of_links(folder: Path) -> None:
+    folder.symlink_to(folder)
+
+
+def unreadable_device(folder: Path) -> None:
+    folder.mkdir()
+    for name in FILE_NAMES:
+        (folder / f"{name}.gz").symlink_to("/proc/self/mem")  # reading its start fails
+
+
+def file_in_place_of_the_folder(folder: Path) -> None:
+    folder.write_text("a file")
+
+
+def folders_in_place_of_the_files(folder: Path) -> None:
+    for name in FILE_NAMES:
+        (folder / f"{name}.gz").mkdir(parents=True)
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (forbidden_folder, errno.EACCES),
+        (forbidden_files, errno.EACCES),
+        (forbidden_parent, errno.EACCES),
+        (loop_of_links, errno.ELOOP),
+        (unreadable_device, errno.EIO),
+        (file_in_place_of_the_folder, "no such file"),
+        (folders_in_place_of_the_files, "no such file"),
+        (nothing, errno.ENOENT),
+    ],
+)
+def test_a_folder_that_fails_is_its_own_fault_and_the_next_mirror_is_tried(
+    place: Place, tmp_path: Path, make: Callable[[Path], None], why: str | int
+) -> None:
+    folder = tmp_path / "parent/scans"
+    folder.parent.mkdir()
+    make(folder)
+    place.mirrors(f"{folder}/", "data/mirror/small/")
+    try:
+        out, err = place.run(preexec_fn=without_override)
+    finally:
+        folder.parent.chmod(0o755)
+    assert out == "fetched Small from data/mirror/small/\n"
+    reason = os.strerror(why) if isinstance(why, int) else why
+    assert err == f"using data/mirror/small/, because {folder}/: {reason}\n"
+    assert place.has(CONTENTS)
+
+
+@pytest.mark.parametrize("form", ["~/my scans/", "$HOME/my scans", "file://{}/my%20scans/"])
+def test_a_folder_may_be_below_home_or_a_file_address(
+    place: Place, tmp_path: Path, form: str
+) -> None:
+    place.bundled.rename(tmp_path / "my scans")
+    address = form.format(tmp_path)
+    place.mirrors(address)
+    assert place.run(env={"HOME": str(tmp_path)}) == (f"fetched Small from {address}\n", "")
+    assert place.has(CONTENTS)
+
+
+def test_a_folder_of_files_that_a_browser_has_unpacked(place: Place) -> None:
+    for name in FILE_NAMES[:3]:
+        (place.bundled / f"{name}.gz").unlink()
+        (place.bundled / name).write_bytes(CONTENTS[name])
+    (place.bundled / FILE_NAMES[3]).write_bytes(b"not this one: there is an archive too")
+    assert place.run() == ("fetched Small from data/mirror/small/\n", "")
+    assert place.has(CONTENTS)
+
+
+# --- Names and passwords -----------------------------------------------------------------------
+
+
+def demanding(login: str) -> Callable[[Request], None]:
+    """Respond to those who log in."""
+    expected = "Basic " + base64.b64encode(login.encode()).decode()
+
+    def respond_to_login(request: Request) -> None:
+        if request.headers["Authorization"] == expected:
+            respond(request)
+        else:
+            request.answer(status=401)
+
+    return respond_to_login
+
+
+@pytest.mark.parametrize(
+    ("written", "login"), [("me:secret", "me:secret"), ("secret@x:a%2Fsecret", "secret@x:a/secret")]
+)
+def test_a_password_in_an_address_is_used_and_never_printed(
+    place: Place, written: str, login: str
+) -> None:
+    with mirror(demanding(login)) as good:
+        address = good.url.replace("//", f"//{written}@")
+        place.mirrors(address)
+        assert place.run() == (f"fetched Small from {good.url}\n", "")
+    assert place.has(CONTENTS)
+    place.mirrors(address, "data/mirror/small/")  # nobody serves it any more
+    _, err = place.run()
+    assert err.startswith(f"using data/mirror/small/, because {good.url}: no connection")
+    assert "secret" not in err
+    place.mirrors(address)
+    line = place.error()
+    assert f"{good.url}: no connection" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "ftp://me:secret@a/",
+        "http://me:secret@a:99999/",
+        "http://me:secret@[/",
+    ],
+)
+def test_a_password_in_a_redirect_is_not_printed(place: Place, where: str) -> None:
+    with mirror(lambda request: request.answer(status=302, Location=where)) as bad:
+        place.mirrors(bad.url.replace("//", "//me:secret@"))
+        line = place.error()
+        assert "refused" in line or "not a usable address" in line or "not understood" in line
+        assert "secret" not in line
+
+
 # --- Interrupted and killed --------------------------------------------------------------------
 
 
@@ -317,7 +457,7 @@ def busy(place: Place, moment: str) -> Iterator[Any]:
         else:
             request.sleep(60)
 
-    place.params(**PARAMS | {"connect_timeout": 60, "stall_timeout": 60})
+    place.params(limits=LIMITS | {"connect_timeout": 60, "stall_timeout": 60})
     with full() as address, mirror(hang) as bad:
         env = {}
         if moment == "connecting":
@@ -328,7 +468,7 @@ def busy(place: Place, moment: str) -> Iterator[Any]:
         elif moment == "look-up":
             # A resolver that hangs: the one thing here that cannot be had on loopback.
             place.mirrors("http://mirror.invalid/")
-            hook = "import socket, time\nsocket.getaddrinfo = lambda *_: time.sleep(60)\n"
+            hook = "import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(60)\n"
             (place.path / "sitecustomize.py").write_text(hook)
             env = {"PYTHONPATH": f"{place.path}:{ROOT}"}
         else:
@@ -338,7 +478,7 @@ def busy(place: Place, moment: str) -> Iterator[Any]:
             if moment in ("headers", "body", "pause before the next attempt"):
                 wait_for(lambda: bad.requests)
             if moment == "unpacking":
-                wait_for(lambda: any(p.stat().st_size > 1 << 20 for p in place.raw.iterdir()))
+                wait_for(lambda: any(p.stat().st_size > 1 << 20 for p in place.raw.rglob("*")))
             time.sleep(0.1)
             yield process
 
@@ -381,7 +521,7 @@ def test_killed_leaves_nothing_visible_and_the_next_run_completes(
         (place.bundled / f"{name}.gz").write_bytes(gzip.compress(content))
     place.mirrors("data/mirror/small/")
     place.run()
-    assert place.has(CONTENTS)
+    assert place.has(CONTENTS)  # and nothing else: what was left is gone
 
 
 def test_killed_at_any_moment_what_is_visible_is_right(place: Place) -> None:
@@ -480,6 +620,32 @@ def test_https_goes_through_the_proxy_and_is_still_verified(
         assert "CERTIFICATE" in place.run(env=env | {"SSL_CERT_FILE": os.devnull})[1]
 
 
+NO_PROXY = {f"{name}_proxy": "" for name in ("http", "https", "all", "no")}
+
+
+def test_a_proxy_with_a_password(place: Place) -> None:
+    def forward_after_login(request: Request) -> None:
+        if request.headers["Proxy-Authorization"] == "Basic bWU6c2VjcmV0":  # me:secret
+            forward(request)
+        else:
+            request.answer(status=407)
+
+    with mirror(forward_after_login) as proxy, mirror(respond) as good:
+        place.mirrors(good.url)
+        place.run(env=NO_PROXY | {"http_proxy": f"me:secret@127.0.0.1:{proxy.server_port}"})
+        line = place.error(env=NO_PROXY | {"http_proxy": f"me@127.0.0.1:{proxy.server_port}"})
+        assert f"{good.url}: HTTP 407 Proxy Authentication Required" in line
+
+
+def test_a_dead_proxy_is_named_without_its_password(place: Place) -> None:
+    with mirror(respond) as good:
+        place.mirrors(good.url, "data/mirror/small/")
+        _, err = place.run(env=NO_PROXY | {"http_proxy": f"me:secret@{refusing()}"})
+        assert f"{good.url}: no connection: " in err
+        assert err.endswith(", through the proxy of http_proxy\n")
+        assert "secret" not in err
+
+
 def test_proxy_that_refuses_goes_on(place: Place, trust: dict[str, str]) -> None:
     with mirror(lambda request: request.answer(status=403)) as proxy:
         place.mirrors("https://mirror.invalid/", "data/mirror/small/")
@@ -494,35 +660,51 @@ def test_proxy_that_refuses_goes_on(place: Place, trust: dict[str, str]) -> None
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"connect_timeout": 0}, "fetch.connect_timeout must be greater than 0, got 0"),
-        ({"connect_timeout": 601}, "fetch.connect_timeout must be less than or equal to 600"),
-        ({"stall_timeout": -1}, "fetch.stall_timeout must be greater than 0, got -1"),
-        ({"stall_timeout": float("nan")}, "fetch.stall_timeout must be a finite number, got .nan"),
-        ({"stall_timeout": "15"}, "fetch.stall_timeout must be a valid number, got '15'"),
-        ({"retries": -1}, "fetch.retries must be greater than or equal to 0, got -1"),
-        ({"retries": 11}, "fetch.retries must be less than or equal to 10, got 11"),
-        ({"retries": 1.5}, "fetch.retries must be a valid integer, got 1.5"),
-        ({"retries": True}, "fetch.retries must be a valid integer, got true"),
-        ({"retries": None}, "fetch.retries must be a valid integer, got null"),
-        ({"dataset": "x"}, "fetch.dataset must be one of small, got 'x'"),
-        ({"dataset": 1}, "fetch.dataset must be a valid string, got 1"),
-        ({"speed": 1}, "fetch.speed is not a known key; check its spelling"),
+        ({"connect_timeout": 0}, "limits.connect_timeout must be greater than 0, got 0"),
+        ({"connect_timeout": 601}, "limits.connect_timeout must be less than or equal to 600"),
+        ({"stall_timeout": -1}, "limits.stall_timeout must be greater than 0, got -1"),
+        ({"stall_timeout": float("nan")}, "limits.stall_timeout must be a finite number, got .nan"),
+        ({"stall_timeout": "15"}, "limits.stall_timeout must be a valid number, got '15'"),
+        ({"retries": -1}, "limits.retries must be greater than or equal to 0, got -1"),
+        ({"retries": 11}, "limits.retries must be less than or equal to 10, got 11"),
+        ({"retries": 1.5}, "limits.retries must be a valid integer, got 1.5"),
+        ({"retries": True}, "limits.retries must be a valid integer, got true"),
+        ({"retries": None}, "limits.retries must be a valid integer, got null"),
     ],
 )
-def test_parameters_are_validated_before_any_work(
+def test_limits_are_validated_before_any_work(
     place: Place, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], rule: str
 ) -> None:
-    place.params(**PARAMS | change)
+    place.params(limits=LIMITS | change)
     monkeypatch.chdir(place.path)
     with pytest.raises(StageError, match=re.escape(f"params.yaml: {rule}")):
         fetch.main()
     assert not place.raw.exists()
 
 
-def test_parameters_bound_the_attempts(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("section", "rule"),
+    [
+        ({"dataset": "x"}, "fetch.dataset must be one of small, got 'x'"),
+        ({"dataset": 1}, "fetch.dataset must be a valid string, got 1"),
+        ({}, "fetch.dataset is missing"),
+        ({"dataset": "small", "retries": 1}, "fetch.retries is not a known key"),
+    ],
+)
+def test_parameters_are_validated_before_any_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any], rule: str
+) -> None:
+    place.params(fetch=section)
+    monkeypatch.chdir(place.path)
+    with pytest.raises(StageError, match=re.escape(f"params.yaml: {rule}")):
+        fetch.main()
+    assert not place.raw.exists()
+
+
+def test_limits_bound_the_attempts(place: Place) -> None:
     with full() as slow, silent() as mute, mirror(lambda r: r.answer(status=503)) as busy_one:
         place.mirrors(f"http://{slow}/", f"http://{mute}/", busy_one.url)
-        place.params(**PARAMS | {"connect_timeout": 0.6, "stall_timeout": 0.7, "retries": 1})
+        place.params(limits={"connect_timeout": 0.6, "stall_timeout": 0.7, "retries": 1})
         line = place.error()
         assert "no connection in 0.6 s" in line
         assert "no answer in 0.7 s" in line
@@ -530,12 +712,18 @@ def test_parameters_bound_the_attempts(place: Place) -> None:
         assert max(Counter(path for _, path in busy_one.requests).values()) == 2
 
 
-@pytest.mark.parametrize("missing", list(PARAMS))
-def test_missing_parameter(place: Place, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    place.params(**{name: value for name, value in PARAMS.items() if name != missing})
+@pytest.mark.parametrize("missing", list(LIMITS))
+def test_missing_limit(place: Place, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    place.params(limits={name: value for name, value in LIMITS.items() if name != missing})
     monkeypatch.chdir(place.path)
-    with pytest.raises(StageError, match=f"params.yaml: fetch.{missing} is missing"):
+    with pytest.raises(StageError, match=f"params.yaml: limits.{missing} is missing"):
         fetch.main()
+
+
+def test_limits_of_other_stages_are_theirs(place: Place) -> None:
+    place.params(limits=LIMITS | {"worker_timeout": 60})
+    place.run()
+    assert place.has(CONTENTS)
 
 
 def test_main_in_this_process(

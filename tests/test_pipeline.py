@@ -88,8 +88,8 @@ def test_what_every_stage_depends_on_is_what_they_share() -> None:
     assert {str(file.relative_to(ROOT)) for file in (ROOT / "stages/common").glob("*.py")} <= shared
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_parameters_are_what_is_read(stage: str) -> None:
+def params_read(stage: str) -> set[str]:
+    """Return the dotted parameters that a stage reads, as `declared_params` does."""
     read = set()
     for name in modules_of(stage):
         for node in ast.walk(ast.parse((ROOT / name).read_text())):
@@ -107,14 +107,37 @@ def test_parameters_are_what_is_read(stage: str) -> None:
                 )
             elif call == "catalogue.selected":
                 read.add("data/datasets.yaml:${fetch.dataset}")
+    return read
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_parameters_are_what_is_read(stage: str) -> None:
+    # Limits are no inputs of a result: no stage is run again when they change.
+    read = {key for key in params_read(stage) if not key.startswith("limits.")}
     whole = {key for key in read if "." not in key}
     assert declared_params(stage) == {
         key for key in read if key.split(".")[0] not in whole or key in whole
     }
 
 
-def test_params_yaml_has_a_section_for_each_stage_and_no_other() -> None:
-    assert list(yaml.safe_load((ROOT / "params.yaml").read_text())) == STAGES
+def test_params_yaml_has_a_section_for_each_stage_and_the_limits() -> None:
+    assert list(yaml.safe_load((ROOT / "params.yaml").read_text())) == [*STAGES, "limits"]
+
+
+def test_limits_are_what_is_read_and_no_stage_depends_on_them() -> None:
+    limits = yaml.safe_load((ROOT / "params.yaml").read_text())["limits"]
+    read = set.union(*map(params_read, STAGES))
+    assert {f"limits.{key}" for key in limits} == {key for key in read if "limits." in key}
+    assert not any(key.startswith("limits") for stage in STAGES for key in declared_params(stage))
+
+
+def test_changed_limits_run_nothing_again(finished: Project) -> None:
+    finished.set_params({"limits": {"retries": 5, "connect_timeout": 60, "stall_timeout": 60}})
+    assert "Running stage" not in finished.dvc("repro")
+    finished.git("restore", "params.yaml")
+    assert "Running stage" not in finished.dvc("exp", "run", "-S", "limits.retries=5")
+    content = yaml.safe_load((finished.path / "params.yaml").read_text())
+    assert content["limits"]["retries"] == 5
 
 
 # Run by every Python of the pipeline: logs the files it opens, by stage.

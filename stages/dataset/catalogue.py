@@ -1,9 +1,12 @@
-"""The catalogue of data sets: where each is to be had, and what its bytes must hash to."""
+"""The catalogue of data sets: where to get each, and what its bytes must hash to."""
 
 import hashlib
+import os
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import AfterValidator, ConfigDict, Field
 
@@ -36,23 +39,45 @@ def _mirror(mirror: str) -> str:
     try:
         url = urlsplit(mirror)
         web = url.scheme in ("http", "https") and url.hostname and url.port != 0
-        valid = (web and " " not in mirror) or (mirror and not url.scheme)
+        local = url.scheme == "file" and url.netloc in ("", "localhost") and url.path[:1] == "/"
+        valid = (web and " " not in mirror) or local or (mirror and not url.scheme)
     except ValueError:
         valid = False
     if not (valid and mirror.isprintable()):
+        # Without the address: there may be a password in it.
         raise ValueError("must be an http(s) address or a folder")
     return mirror
+
+
+def folder(mirror: str) -> Path | None:
+    """Return the folder that a mirror is, `~` and `$NAME` expanded; None for a web address."""
+    url = urlsplit(mirror)
+    if url.scheme == "file":
+        return Path(url2pathname(url.path))
+    if url.scheme:
+        return None
+    return Path(os.path.expanduser(os.path.expandvars(mirror)))  # noqa: PTH111 (Path's may raise)
+
+
+def _one_line(text: str) -> str:
+    # Joiners belong to words in some scripts, and to emoji.
+    unprintable = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    for character in text:
+        if unicodedata.category(character) in unprintable and character not in "\u200c\u200d":
+            raise ValueError(f"must be a line of printable characters, got {text!a}")
+    return text
+
+
+Line = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 
 
 class DataSet(params.Section):
     """One entry of the catalogue."""
 
-    title: str
+    title: Line
     licence: str
     credit: str
-    classes: Annotated[
-        list[Annotated[str, Field(min_length=1)]], Field(min_length=1), AfterValidator(_distinct)
-    ]
+    classes: Annotated[list[Line], Field(min_length=1), AfterValidator(_distinct)]
     mirrors: list[Annotated[str, AfterValidator(_mirror)]] = Field(min_length=1)
     files: dict[FileName, File]
 

@@ -1,361 +1,164 @@
 """Verified files from unreliable mirrors.
 
-A mirror is an http(s) address or a local folder. Whatever it does, a file either has the size and
-the SHA-256 that were asked for, or `UnavailableError` is raised.
+A mirror is an http(s) address or a folder. Whatever it does, a file either has the size and the
+SHA-256 that the catalogue says, or an exception is raised.
 """
 
 import asyncio
+import gzip
 import hashlib
-import socket
-import threading
-import time
+import io
 import zlib
-from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import Future
-from contextlib import aclosing
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from http.client import responses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
+from stages.common.errors import StageError, hide_credentials
+from stages.dataset import catalogue
+from stages.dataset.web import Limits, MirrorError, Read, Web
 
-from stages.common.errors import StageError
-
-_BLOCK = 1 << 14  # bytes that must arrive within the stall timeout
-_CHUNK = 1 << 18  # bytes unpacked at a time
-_MAX_REDIRECTS = 10
-_ADVICE = "check the network, or put the file into a local mirror"
-_TRY_AGAIN = (429, 500, 502, 503, 504)
-
-
-class UnavailableError(StageError):
-    """No mirror has the file; the text lists each with its reason."""
-
-
-class MirrorError(Exception):
-    """One mirror failed; `again` says whether the same request may succeed a little later."""
-
-    def __init__(self, reason: str, again: bool = False, wait: float = 0) -> None:
-        super().__init__(reason)
-        self.again = again
-        self.wait = wait  # seconds that the mirror asked for
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long and how often to try; times in seconds."""
-
-    connect: float = 5
-    stall: float = 15
-    retries: int = 2
-    backoff: float = 0.5  # before the first retry; doubled each time
-
-
-@dataclass
-class _Host:
-    """What is known of a server. One file makes the first contact while the others wait."""
-
-    contact: asyncio.Lock = field(default_factory=asyncio.Lock)
-    reached: bool = False
-    failure: str = ""
+_CHUNK = 1 << 17  # bytes unpacked at a time
+_BACKOFF = 0.5  # seconds before the first retry; doubled each time
 
 
 class Downloads:
-    """Downloads that share connections, and the memory of which hosts are dead.
+    """Downloads of several files at once.
 
-    Use as an asynchronous context manager, in the event loop that `fetch` runs in.
+    To be made in the event loop that `fetch` runs in, and closed with `aclose`.
     """
 
-    def __init__(self, patience: Patience, progress: Callable[[int], object]) -> None:
-        self._patience = patience
+    def __init__(self, limits: Limits, progress: Callable[[int], object]) -> None:
+        self._web = Web(limits)
+        self._retries = limits.retries
         self._progress = progress  # told the bytes written; negative when they are discarded
-        self._hosts: dict[URL, _Host] = {}
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
 
-    async def __aenter__(self) -> "Downloads":
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=_Resolver()),
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._patience.connect),
-            headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,  # what is gzip is told from the bytes, see Unpacking
-            trust_env=True,  # proxies
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+    async def aclose(self) -> None:
+        """Close all connections, and let threads that unpack end soon."""
+        self._closed = True
+        await self._web.aclose()
 
     async def fetch(
-        self, name: str, mirrors: list[str], size: int, sha256: str, target: Path
+        self, name: str, mirrors: list[str], file: catalogue.File, target: Path
     ) -> tuple[str, dict[str, str]]:
-        """Write the file `name`, unpacked, to `target`, from the first mirror that has it.
+        """Write a file, unpacked, to `target`, from the first mirror that has `<name>.gz`.
 
-        Args:
-            name: the file's name; a mirror holds `<name>.gz`, packed or not.
-            mirrors: http(s) addresses or folders, in the order to try.
-            size: bytes of the unpacked file.
-            sha256: hexadecimal SHA-256 of the unpacked file.
-            target: where to write; what it holds is undefined after an exception.
-
-        Returns the mirror that had it, and for each mirror before that why it had not.
-        Raises UnavailableError when none has it, and OSError when `target` cannot be written.
+        Returns the mirror that had it, and for each mirror before that why it did not.
+        Raises StageError if none has it, OSError if `target` cannot be written; what `target`
+        holds is then undefined.
         """
         failures: dict[str, str] = {}
         for mirror in mirrors:
             try:
-                await self._persist(f"{mirror.rstrip('/')}/{name}.gz", size, sha256, target)
+                await self._retry(mirror, name, file, target)
             except MirrorError as error:
                 failures[mirror] = str(error)
             else:
                 return mirror, failures
         reasons = "; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items())
-        raise UnavailableError(f"{name}.gz: no mirror has it: {reasons}; {_ADVICE}")
+        advice = "check the network, or put the file into a local mirror"
+        raise StageError(hide_credentials(f"{name}.gz: no mirror has it: {reasons}; {advice}"))
 
-    async def _persist(self, source: str, size: int, sha256: str, target: Path) -> None:
+    async def _retry(self, mirror: str, name: str, file: catalogue.File, target: Path) -> None:
         """Try one mirror, and again, later and later, where that may help."""
-        pause = self._patience.backoff
-        for left in reversed(range(self._patience.retries + 1)):
+        for attempt in range(self._retries + 1):
             try:
-                await self._attempt(source, size, sha256, target)
+                await self._attempt(mirror, name, file, target)
             except MirrorError as error:
-                if not (error.again and left):
+                if error.wait is None or attempt == self._retries:
                     raise
-                if error.wait > self._patience.stall:
-                    raise MirrorError(f"{error}, asks to wait {error.wait:.0f} s") from None
-                await asyncio.sleep(max(error.wait, pause))
-                pause *= 2
+                await asyncio.sleep(max(error.wait, _BACKOFF * 2**attempt))
             else:
-                return
+                break
 
-    async def _attempt(self, source: str, size: int, sha256: str, target: Path) -> None:
-        web = source.lower().startswith(("http://", "https://"))
-        blocks = self._from_web(source) if web else _from_folder(Path(source))
-        with target.open("wb") as file:
-            unpacking = Unpacking(file, size, sha256)
-            reported = 0
-            try:
-                async with aclosing(blocks):
-                    async for block in blocks:
-                        await asyncio.to_thread(unpacking.feed, block)
-                        self._progress(unpacking.written - reported)
-                        reported = unpacking.written
-                unpacking.finish()
-            except BaseException:
-                unpacking.stop()
-                self._progress(-reported)
-                raise
+    async def _attempt(self, mirror: str, name: str, file: catalogue.File, target: Path) -> None:
+        if folder := catalogue.folder(mirror):
+            with _open(folder, name) as source:
+                await asyncio.to_thread(self._write, source.read, file, target)
+        else:
+            async with self._web.open(f"{mirror.rstrip('/')}/{name}.gz") as read:
+                await asyncio.to_thread(self._write, read, file, target)
 
-    async def _from_web(self, source: str) -> AsyncGenerator[bytes, None]:
-        """Yield the body at an http(s) address, redirects followed."""
+    def _write(self, read: Read, expected: catalogue.File, target: Path) -> None:
+        """Unpack what `read` gives into `target` and check it, in a thread of its own."""
+        written = 0
         try:
-            response = await self._follow(URL(source))
-            async with response:
-                while True:
-                    # A whole block, so that one byte a second counts as a stall.
-                    async with asyncio.timeout(self._patience.stall):
-                        try:
-                            block = await response.content.readexactly(_BLOCK)
-                        except asyncio.IncompleteReadError as end:
-                            block = end.partial
-                    yield block
-                    if len(block) < _BLOCK:
+            with target.open("wb") as file:
+                for chunk in _verified(read, expected):
+                    if self._closed:
                         return
-        except TimeoutError:
-            raise MirrorError(f"no progress in {self._patience.stall:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise MirrorError(f"broke off: {error}", again=True) from None
-        except ValueError as error:
-            raise MirrorError(f"not a usable address: {error}") from None
-
-    async def _follow(self, url: URL) -> aiohttp.ClientResponse:
-        for _ in range(_MAX_REDIRECTS + 1):
-            response = await self._get(url)
-            if response.status == 200:
-                return response
-            response.close()
-            target = response.headers.get("Location")
-            if response.status not in (301, 302, 303, 307, 308) or target is None:
-                again = response.status in _TRY_AGAIN
-                # Our own words: the mirror's may hold anything.
-                reason = f"HTTP {response.status} {responses.get(response.status, '')}".strip()
-                raise MirrorError(reason, again, _retry_after(response))
-            origin, url = url, url.join(URL(target))
-            if url.scheme != origin.scheme and (origin.scheme, url.scheme) != ("http", "https"):
-                raise MirrorError(f"redirect to {url} refused")
-        raise MirrorError(f"more than {_MAX_REDIRECTS} redirects")
-
-    async def _get(self, url: URL) -> aiohttp.ClientResponse:
-        """Ask one host, unless it is known to be dead."""
-        host = self._hosts.setdefault(url.origin(), _Host())
-        async with host.contact:
-            if host.failure:
-                raise MirrorError(host.failure)
-            if not host.reached:
-                return await self._request(url, host)
-        return await self._request(url, host)
-
-    async def _request(self, url: URL, host: _Host) -> aiohttp.ClientResponse:
-        try:
-            async with asyncio.timeout(self._patience.connect + self._patience.stall):
-                response = await self._session.get(url, allow_redirects=False)
-        except aiohttp.ConnectionTimeoutError:
-            host.failure = f"no connection in {self._patience.connect:g} s"
-        except TimeoutError:
-            host.failure = f"no answer in {self._patience.stall:g} s"
-        except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
-            host.failure = f"no connection: {error}"
-        except (aiohttp.ClientConnectionError, OSError) as error:
-            host.reached = True
-            raise MirrorError(f"broke off: {error}", again=True) from None
-        except aiohttp.ClientError as error:
-            raise MirrorError(f"not understood: {error}") from None
-        else:
-            host.reached = True
-            return response
-        raise MirrorError(host.failure)
+                    file.write(chunk)
+                    written += len(chunk)
+                    self._loop.call_soon_threadsafe(self._progress, len(chunk))
+        except BaseException:
+            self._loop.call_soon_threadsafe(self._progress, -written)
+            raise
 
 
-class Unpacking:
-    """Takes gzip off a stream, writes what is left and checks it.
-
-    Up to two layers come off, as the bytes demand: names and headers are not to be relied on (a
-    server may pack the `.gz` file again, or unpack it). Raises MirrorError.
-    """
-
-    def __init__(self, file: BinaryIO, size: int, sha256: str) -> None:
-        self.written = 0
-        self._file = file
-        self._size = size
-        self._sha256 = sha256
-        self._digest = hashlib.sha256()
-        self._stopped = False
-        # More than gzip makes of bytes that do not compress, even in small pieces.
-        packed = size + size // 8 + (1 << 16)
-        self._outer, self._inner = _Layer(packed), _Layer(packed)
-
-    def feed(self, block: bytes) -> None:
-        """Take the next bytes of the stream."""
-        for part in self._outer.feed(block):
-            if self._stopped:
-                return
-            for chunk in self._inner.feed(part):
-                self._write(chunk)
-
-    def stop(self) -> None:
-        """Make a `feed` that runs in another thread return soon."""
-        self._stopped = True
-
-    def finish(self) -> None:
-        """Check what was written, at the end of the stream."""
-        self._outer.finish()
-        self._inner.finish()
-        self._file.flush()
-        found = self._digest.hexdigest()
-        if (self.written, found) != (self._size, self._sha256):
-            raise MirrorError(
-                f"unpacked, it has {self.written} bytes with SHA-256 {found}, "
-                f"not {self._size} with {self._sha256}"
-            )
-
-    def _write(self, chunk: bytes) -> None:
-        if self.written + len(chunk) > self._size:
-            raise MirrorError(f"unpacked, it has more than {self._size} bytes")
-        self._digest.update(chunk)
-        self._file.write(chunk)
-        self.written += len(chunk)
-
-
-class _Layer:
-    """One layer of gzip, or none."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit  # bytes that may come in
-        self._packed: bool | None = None
-        self._member: zlib._Decompress | None = None
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        self._limit -= len(data)
-        if self._limit < 0:
-            raise MirrorError("it has far more bytes than it unpacks to")
-        if data and self._packed is None:
-            self._packed = data[0] == 0x1F  # an IDX file starts with 0
-        if self._packed:
-            yield from self._unpack(data)
-        else:
-            yield data
-
-    def _unpack(self, data: bytes) -> Iterator[bytes]:
-        while data:
-            if self._member is None:
-                data = data.lstrip(b"\0")  # gzip, too, ignores zeros between and after members
-                if not data:
-                    return
-                self._member = zlib.decompressobj(wbits=31)
-            try:
-                yield self._member.decompress(data, _CHUNK)
-                data = self._member.unconsumed_tail
-            except zlib.error as error:
-                raise MirrorError(f"damaged gzip: {error}") from None
-            if self._member.eof:
-                data, self._member = self._member.unused_data, None
-
-    def finish(self) -> None:
-        if self._packed and self._member is not None:
-            raise MirrorError("gzip is cut short")
-
-
-async def _from_folder(path: Path) -> AsyncGenerator[bytes, None]:
-    if not path.is_file():  # opening a pipe could take for ever
-        raise MirrorError("no such file")
+def _open(folder: Path, name: str) -> BinaryIO:
+    """Open a file in a folder, packed or not."""
     try:
-        with path.open("rb") as file:
-            while block := await asyncio.to_thread(file.read, 1 << 16):
-                yield block
+        for path in (folder / f"{name}.gz", folder / name):
+            if path.is_file():  # opening a pipe could take for ever
+                return path.open("rb", buffering=0)
+        folder.stat()
     except OSError as error:
         raise MirrorError(error.strerror or str(error)) from None
+    raise MirrorError("no such file")
 
 
-def _retry_after(response: aiohttp.ClientResponse) -> float:
-    """Seconds that the answer asks to wait; 0 when it does not."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
+class _Stream(io.RawIOBase):
+    """What `read` gives as a file, but no more than `limit` bytes of it."""
+
+    def __init__(self, read: Read, limit: int) -> None:
+        self._read = read
+        self._left = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._read(len(buffer))
+        self._left -= len(block)
+        if self._left < 0:
+            raise MirrorError("it has far more bytes than it unpacks to")
+        buffer[: len(block)] = block
+        return len(block)
+
+
+def _verified(read: Read, expected: catalogue.File) -> Iterator[bytes]:
+    """Yield what `read` gives, unpacked; in the end raise MirrorError unless it was right."""
+    size, digest = 0, hashlib.sha256()
+    for chunk in _unpacked(read, expected.size):
+        size += len(chunk)
+        if size > expected.size:
+            raise MirrorError(f"unpacked, it has more than {expected.size} bytes")
+        digest.update(chunk)
+        yield chunk
+    if (size, found := digest.hexdigest()) != (expected.size, expected.sha256):
+        raise MirrorError(
+            f"unpacked, it has {size} bytes with SHA-256 {found}, "
+            f"not {expected.size} with {expected.sha256}"
+        )
+
+
+def _unpacked(read: Read, size: int) -> Iterator[bytes]:
+    """Yield what `read` gives, without the up to two layers of gzip that its bytes show.
+
+    Names and headers are not reliable: a server may pack the `.gz` file again, or unpack it.
+    """
+    # More than gzip makes of bytes that do not compress, even in small pieces.
+    limit = size + size // 8 + (1 << 16)
+    content = io.BufferedReader(_Stream(read, limit), _CHUNK)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0
-
-
-class _Resolver(AbstractResolver):
-    """Looks names up in daemon threads: one that hangs must not delay the end of the program."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        answer: Future[list[Any]] = Future()
-        answer.set_running_or_notify_cancel()
-
-        def look_up() -> None:
-            try:
-                answer.set_result(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
-            except Exception as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=look_up, daemon=True).start()
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address[0],
-                port=address[1],
-                family=found,
-                proto=protocol,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for found, _, protocol, _, address in await asyncio.wrap_future(answer)
-        ]
-
-    async def close(self) -> None:
-        pass
+        for _ in range(2):
+            if content.peek(1)[:1] == b"\x1f":  # an IDX file starts with 0
+                unpacked = gzip.GzipFile(fileobj=content)
+                content = io.BufferedReader(_Stream(unpacked.read, limit), _CHUNK)
+        while chunk := content.read(_CHUNK):
+            yield chunk
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise MirrorError(f"its gzip is damaged or cut short: {error}") from None
+    except OSError as error:
+        raise MirrorError(error.strerror or str(error)) from None

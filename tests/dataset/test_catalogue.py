@@ -86,7 +86,7 @@ def test_unknown_data_set(root: Path) -> None:
         ("fetch: {}", "params.yaml: fetch.dataset is missing"),
         ("fetch: {dataset: 1}", "params.yaml: fetch.dataset must be a valid string, got 1"),
         ("fetch: {dataset: [", "params.yaml: not valid YAML"),
-        ("fetch: {dataset: digits, dataset: other}", "key 'dataset' comes twice"),
+        ("fetch: {dataset: digits, dataset: other}", 'found duplicate key "dataset"; correct it'),
         ("fetch: {dataset: other}", "data/datasets.yaml: other is missing"),
     ],
 )
@@ -121,18 +121,20 @@ def test_duplicate_file_names(root: Path) -> None:
     text = yaml.safe_dump({"digits": ENTRY})
     again = f"    '{IMAGES}': {{size: 1, sha256: {SHA256}}}\n"  # quoted, yet the same key
     path.write_text(text.replace("  files:\n", "  files:\n" + again))
-    assert f"data/datasets.yaml: not valid YAML: key '{IMAGES}' comes twice" in message(root)
+    why = message(root)
+    assert why.startswith("data/datasets.yaml: not valid YAML in line ")
+    assert why.endswith(f'found duplicate key "{IMAGES}"; correct it')
 
 
 def test_duplicate_data_sets(root: Path) -> None:
     path = root / "data/datasets.yaml"
     path.write_text(path.read_text() * 2)
-    assert "key 'digits' comes twice" in message(root)
+    assert message(root).endswith('found duplicate key "digits"; correct it')
 
 
-def test_keys_that_are_not_hashable(root: Path) -> None:
+def test_keys_that_are_no_text(root: Path) -> None:
     (root / "data/datasets.yaml").write_text("? [digits]\n: 1\n")
-    assert "not valid YAML" in message(root)
+    assert "fetch.dataset must be one of ('digits',), got 'digits'" in message(root)
 
 
 def test_merge_keys_may_be_overridden(root: Path) -> None:
@@ -159,8 +161,8 @@ def test_malformed_size(root: Path, size: Any) -> None:
     "mirror",
     [
         "ftp://mirror.example/",
-        "file:///data/",
-        "file:/data/",
+        "file://data/",
+        "file:data/",
         "s3://bucket/",
         "http://",
         "http:///data/",
@@ -175,12 +177,27 @@ def test_malformed_size(root: Path, size: Any) -> None:
 )
 def test_mirror_of_an_unknown_scheme_or_none(root: Path, mirror: str) -> None:
     why = message(root, lambda entry: entry["mirrors"].append(mirror))
-    assert "data/datasets.yaml: digits.mirrors.2 must be an http(s) address or a folder" in why
+    assert why == "data/datasets.yaml: digits.mirrors.2 must be an http(s) address or a folder"
 
 
 @pytest.mark.parametrize(
     "mirror",
-    ["http://a", "https://a:1/b", "HTTP://a/", "http://[::1]/", "/abs", "rel", "../up", "a b"],
+    [
+        "http://a",
+        "https://a:1/b",
+        "HTTP://a/",
+        "http://[::1]/",
+        "https://me:secret@a/",
+        "/abs",
+        "rel",
+        "../up",
+        "a b",
+        "~/scans/",
+        "$HOME/scans/",
+        "file:///data/",
+        "file:/data/",
+        "file://localhost/data/",
+    ],
 )
 def test_mirror_that_is_fine(root: Path, mirror: str) -> None:
     entry = ENTRY | {"mirrors": [mirror]}
@@ -189,8 +206,55 @@ def test_mirror_that_is_fine(root: Path, mirror: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mirror", "expected"),
+    [
+        ("http://a/~/$HOME/", None),
+        ("HTTPS://a/", None),
+        ("data/mirror", "data/mirror"),
+        ("/data/a b", "/data/a b"),
+        ("~/scans/", "/home/me/scans"),
+        ("$HOME/scans/", "/home/me/scans"),
+        ("${HOME}/scans", "/home/me/scans"),
+        ("$NOWHERE/scans", "$NOWHERE/scans"),
+        ("~no-such-user/scans", "~no-such-user/scans"),
+        ("file:///data/a%20b/", "/data/a b"),
+        ("file://localhost/data/", "/data"),
+        ("file:/data/", "/data"),
+    ],
+)
+def test_folder_of_a_mirror(
+    mirror: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert catalogue.folder(mirror) == (expected and Path(expected))
+
+
+@pytest.mark.parametrize(
+    "name", ["Œuf dur", "二", "क्\u200dष", "می\u200cبینم", "👩\u200d🚀", "$x$", "ß\xa0"]
+)
+def test_names_in_any_script_are_fine(root: Path, name: str) -> None:
+    entry = ENTRY | {"title": name, "classes": [name, "other"]}
+    (root / "data/datasets.yaml").write_text(yaml.safe_dump({"digits": entry}))
+    assert catalogue.selected().classes == [name, "other"]
+
+
+@pytest.mark.parametrize("key", ["title", "classes.1"])
+@pytest.mark.parametrize(
+    "name",
+    ["two\nlines", "a\ttab", "\x1b[31m", "a\x7f", "line\u2028", "\u202eodd", "\r", "\ufeffa"],
+)
+def test_names_that_cannot_be_printed_in_a_line(root: Path, key: str, name: str) -> None:
+    change = {"title": name} if key == "title" else {"classes": ["a", name]}
+    found = message(root, lambda entry: entry.update(change))
+    why = f"must be a line of printable characters, got {name!a}"
+    assert found == f"data/datasets.yaml: digits.{key} {why}"
+
+
+@pytest.mark.parametrize(
     ("key", "value", "why"),
     [
+        ("mirrors", "ftp://me:secret@mirror.example/", "digits.mirrors must be a valid list"),
         ("mirrors", [], "digits.mirrors "),
         ("mirrors", "data/mirror", "digits.mirrors must be a valid list"),
         ("classes", [], "digits.classes "),

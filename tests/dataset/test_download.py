@@ -4,6 +4,7 @@ Each mirror is a real server on loopback; the names of the tests follow what it 
 """
 
 import asyncio
+import functools
 import gzip
 import hashlib
 import io
@@ -13,13 +14,17 @@ import re
 import time
 import tracemalloc
 from collections.abc import Callable
-from email.utils import formatdate
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from servers import Request, bomb, forward, full, mirror, refusing, silent
 
-from stages.dataset.download import Downloads, Patience, UnavailableError, Unpacking
+from stages.common.errors import StageError
+from stages.dataset import catalogue
+from stages.dataset import download as module
+from stages.dataset.download import Downloads
+from stages.dataset.web import Limits
 
 NAME = "train-images-idx3-ubyte"
 # Bytes that do not compress, so that every block counts, then some that do.
@@ -28,9 +33,16 @@ ARCHIVE = gzip.compress(CONTENT, mtime=0)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 FLIPPED = CONTENT[:1000] + bytes([CONTENT[1000] ^ 1]) + CONTENT[1001:]
 
-PATIENT = Patience(connect=20, stall=20, retries=2, backoff=0.01)
-HASTY = Patience(connect=1, stall=0.7, retries=2, backoff=0.01)
-STALLED = Patience(connect=20, stall=0.7, retries=2, backoff=0.01)
+FILE = catalogue.File(size=len(CONTENT), sha256=SHA256)
+
+PATIENT = Limits(connect_timeout=20, stall_timeout=20, retries=2)
+HASTY = Limits(connect_timeout=1, stall_timeout=0.7, retries=2)
+STALLED = Limits(connect_timeout=20, stall_timeout=0.7, retries=2)
+
+
+@pytest.fixture(autouse=True)
+def retry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BACKOFF", 0.01)
 
 
 @pytest.fixture
@@ -47,14 +59,14 @@ def target(tmp_path: Path) -> Path:
 
 
 def download(
-    target: Path, *mirrors: str, patience: Patience = PATIENT, names: tuple[str, ...] = (NAME,)
+    target: Path, *mirrors: str, limits: Limits = PATIENT, names: tuple[str, ...] = (NAME,)
 ) -> tuple[str, dict[str, str]]:
     """Download `names`, all of the same content; return which mirror had the last, and failures."""
 
     async def run() -> tuple[str, dict[str, str]]:
-        async with Downloads(patience, written.append) as downloads:
+        async with aclosing(Downloads(limits, written.append)) as downloads:
             tasks = [
-                downloads.fetch(name, list(mirrors), len(CONTENT), SHA256, Path(f"{target}{n}"))
+                downloads.fetch(name, list(mirrors), FILE, Path(f"{target}{n}"))
                 for n, name in enumerate(names)
             ]
             return (await asyncio.gather(*tasks))[-1]
@@ -67,9 +79,9 @@ def download(
     return result
 
 
-def reason(target: Path, bad: str, bundled: str, patience: Patience = PATIENT) -> str:
+def reason(target: Path, bad: str, bundled: str, limits: Limits = PATIENT) -> str:
     """Download from `bundled` because `bad` fails; return why it does."""
-    used, failures = download(target, bad, bundled, patience=patience)
+    used, failures = download(target, bad, bundled, limits=limits)
     assert used == bundled
     assert list(failures) == [bad]
     return failures[bad]
@@ -151,20 +163,20 @@ def test_slow_but_making_progress_is_waited_for(target: Path) -> None:
             request.wfile.write(ARCHIVE[start : start + 16384])
             request.sleep(0.3)
 
-    patience = Patience(connect=20, stall=2.5, retries=0)
+    limits = Limits(connect_timeout=20, stall_timeout=2.5, retries=0)
     with mirror(respond) as slow:  # takes longer than the stall timeout, but never stalls
         start = time.monotonic()
-        assert download(target, slow.url, patience=patience) == (slow.url, {})
-        assert time.monotonic() - start > patience.stall
+        assert download(target, slow.url, limits=limits) == (slow.url, {})
+        assert time.monotonic() - start > limits.stall_timeout
 
 
 def test_a_mirror_that_failed_to_connect_is_not_asked_for_the_other_files(
     target: Path, bundled: str
 ) -> None:
-    patience = Patience(connect=1, stall=20)
+    limits = Limits(connect_timeout=1, stall_timeout=20, retries=2)
     with full() as address:
         start = time.monotonic()
-        download(target, f"http://{address}/", bundled, patience=patience, names=(NAME,) * 4)
+        download(target, f"http://{address}/", bundled, limits=limits, names=(NAME,) * 4)
         assert time.monotonic() - start < 3  # one timeout, not one for each file
 
 
@@ -184,7 +196,7 @@ def test_a_mirror_that_never_answers_is_asked_once_for_four_files(
         request.sleep(60)
 
     with mirror(respond) as bad:
-        download(target, bad.url, bundled, patience=HASTY, names=(NAME,) * 4)
+        download(target, bad.url, bundled, limits=HASTY, names=(NAME,) * 4)
         assert bad.connections == 1
 
 
@@ -194,7 +206,7 @@ def test_a_dead_host_behind_a_redirect_is_asked_once(target: Path, bundled: str)
 
     with mirror(hang) as dead:
         with mirror(serving(b"", 302, Location=dead.url)) as bad:
-            download(target, bad.url, bundled, patience=HASTY, names=(NAME,) * 4)
+            download(target, bad.url, bundled, limits=HASTY, names=(NAME,) * 4)
             assert len(bad.requests) == 4
         assert dead.connections == 1
 
@@ -211,11 +223,11 @@ def test_status_that_is_final_goes_on_at_once(status: int, target: Path, bundled
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_status_that_may_pass_is_retried_with_back_off_then_next(
-    status: int, target: Path, bundled: str
+    status: int, target: Path, bundled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patience = Patience(connect=20, stall=20, retries=2, backoff=0.1)
+    monkeypatch.setattr(module, "_BACKOFF", 0.1)
     with mirror(serving(b"", status)) as bad:
-        assert reason(target, bad.url, bundled, patience).startswith(f"HTTP {status} ")
+        assert reason(target, bad.url, bundled).startswith(f"HTTP {status} ")
         first, second, third = bad.times
         assert second - first >= 0.1
         assert third - second >= 0.2
@@ -230,23 +242,20 @@ def test_status_that_passes_gives_the_file(status: int, target: Path) -> None:
         assert download(target, bad.url) == (bad.url, {})
 
 
-@pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_honoured(form: str, target: Path) -> None:
+def test_retry_after_is_honoured(target: Path) -> None:
     def respond(request: Request) -> None:
         if len(bad.requests) > 1:
             request.answer(ARCHIVE)
-            return
-        # A date has whole seconds, so that 2 s from now is 1 to 2 s away.
-        value = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
-        request.answer(status=503, Retry_After=value)
+        else:
+            request.answer(status=503, Retry_After="1")
 
     with mirror(respond) as bad:
         download(target, bad.url)
         assert 0.9 < bad.times[1] - bad.times[0] < 5
 
 
-@pytest.mark.parametrize("value", ["86400", "9" * 400, "Fri, 31 Dec 2100 23:59:59 GMT"])
-def test_retry_after_longer_than_our_patience_goes_on(
+@pytest.mark.parametrize("value", ["86400", "9" * 400])
+def test_retry_after_longer_than_the_stall_timeout_goes_on(
     value: str, target: Path, bundled: str
 ) -> None:
     with mirror(serving(b"", 429, Retry_After=value)) as bad:
@@ -254,10 +263,8 @@ def test_retry_after_longer_than_our_patience_goes_on(
         assert len(bad.requests) == 1
 
 
-@pytest.mark.parametrize(
-    "value", ["soon", "-1", "Mon, 99 Foo 2000", "Sat, 01 Jan 2000 00:00:00 GMT"]
-)
-def test_retry_after_that_means_nothing_is_ignored(value: str, target: Path, bundled: str) -> None:
+@pytest.mark.parametrize("value", ["soon", "-1", "1.5", "Fri, 31 Dec 2100 23:59:59 GMT"])
+def test_retry_after_that_is_no_number_is_ignored(value: str, target: Path, bundled: str) -> None:
     with mirror(serving(b"", 503, Retry_After=value)) as bad:
         reason(target, bad.url, bundled)
         assert len(bad.requests) == 3
@@ -400,10 +407,26 @@ def test_right_bytes_sent(respond: Callable[[Request], None], target: Path) -> N
         assert download(target, good.url) == (good.url, {})
 
 
+def test_no_content_encoding_is_asked_for(target: Path) -> None:
+    # An archive that is packed again is more work for both sides, and some servers do it wrong.
+    def respond(request: Request) -> None:
+        asked.append(request.headers.get_all("Accept-Encoding"))
+        request.answer(ARCHIVE)
+
+    asked: list[list[str] | None] = []
+    with mirror(respond) as good:
+        download(target, good.url)
+    assert asked == [["identity"]]
+
+
 def test_scheme_in_capitals(target: Path) -> None:
     with mirror(serving(ARCHIVE)) as good:
         url = good.url.replace("http", "HTTP")
         assert download(target, url) == (url, {})
+
+
+def read_at_most(file: io.BytesIO, step: int, count: int) -> bytes:
+    return file.read(min(step, count))
 
 
 @pytest.mark.parametrize("kind", ["zeros", "random"])
@@ -411,13 +434,10 @@ def test_scheme_in_capitals(target: Path) -> None:
 def test_sizes_at_the_borders_of_blocks_and_chunks(kind: str, size: int) -> None:
     content = bytes(size) if kind == "zeros" else random.Random(0).randbytes(size)
     archive = gzip.compress(content)
-    for step in (1 << 14, 1 << 16, len(archive)):
-        file = io.BytesIO()
-        unpacking = Unpacking(file, size, hashlib.sha256(content).hexdigest())
-        for start in range(0, len(archive), step):
-            unpacking.feed(archive[start : start + step])
-        unpacking.finish()
-        assert file.getvalue() == content
+    for packed in (archive, gzip.compress(archive), content):
+        for step in (1000, 1 << 14, len(packed)):
+            read = functools.partial(read_at_most, io.BytesIO(packed), step)
+            assert b"".join(module._unpacked(read, size)) == content
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 1000])
@@ -548,13 +568,30 @@ def test_redirect_without_an_address(target: Path, bundled: str) -> None:
 # --- Proxies, folders, and the end of the list -------------------------------------------------
 
 
-def test_proxy_from_the_environment_is_honoured(
-    target: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("http_proxy", "http://{}/"),
+        ("HTTP_PROXY", "http://{}"),
+        ("http_proxy", "{}"),
+        ("HTTP_PROXY", "{}/"),
+        ("http_proxy", " {} "),
+        ("all_proxy", "http://{}"),
+        ("ALL_PROXY", "{}"),
+    ],
+)
+def test_proxies_are_taken_as_other_programs_take_them(
+    target: Path, name: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with mirror(forward) as proxy, mirror(serving(ARCHIVE)) as origin:
-        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("data/"))
-        monkeypatch.delenv("no_proxy", raising=False)
-        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.setenv(name, form.format(f"127.0.0.1:{proxy.server_port}"))
         assert download(target, origin.url) == (origin.url, {})
         assert [path for _, path in proxy.requests] == [f"{origin.url}{NAME}.gz"]
         monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -562,13 +599,68 @@ def test_proxy_from_the_environment_is_honoured(
         assert len(proxy.requests) == 1
 
 
-def test_proxy_that_is_dead_goes_on(
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "socks5://me:secret@a",
+        "http://",
+        "http://[",
+        "a:99999",
+        "ftp://a",
+        "me:secret@a:port",
+        "://",
+    ],
+)
+def test_a_proxy_setting_that_is_at_fault_is_named(
+    target: Path, bundled: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with mirror(serving(ARCHIVE)) as good:
+        rule = f"{name} in the environment must be like http://proxy.example:3128"
+        assert reason(target, good.url, bundled) == rule
+        assert good.requests == []
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert download(target, good.url) == (good.url, {})
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_a_specific_proxy_comes_before_the_general_one(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mirror(forward) as proxy, mirror(serving(ARCHIVE)) as origin:
+        monkeypatch.setenv("all_proxy", "socks5://a")
+        monkeypatch.setenv("https_proxy", "socks5://a")
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{proxy.server_port}")
+        assert download(target, origin.url) == (origin.url, {})
+        assert len(proxy.requests) == 1
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_proxy_that_is_dead_goes_on_and_is_named(
     target: Path, bundled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", f"http://{refusing()}")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    assert "no connection" in reason(target, "http://mirror.invalid/", bundled)
+    why = reason(target, "http://mirror.invalid/", bundled)
+    assert why.startswith("no connection: ")
+    assert why.endswith(", through the proxy of http_proxy")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"nonsense", b"machine 127.0.0.1 login"])
+def test_a_broken_netrc_is_no_matter(
+    target: Path,
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    netrc = target.with_name(".netrc")
+    netrc.write_bytes(content)
+    monkeypatch.setenv("HOME", str(target.parent))
+    monkeypatch.setenv("NETRC", str(netrc))
+    with mirror(serving(ARCHIVE)) as good:
+        assert download(target, good.url) == (good.url, {})
+    assert caplog.records == []
 
 
 def test_folder_that_has_no_such_file(target: Path, bundled: str, tmp_path: Path) -> None:
@@ -595,22 +687,13 @@ def test_all_mirrors_fail_lists_each_with_its_reason(target: Path, tmp_path: Pat
     dead = f"http://{refusing()}/"
     with mirror(serving(b"", 404)) as missing, mirror(serving(b"<html>")) as page:
         mirrors = [dead, missing.url, page.url, str(tmp_path)]
-        with pytest.raises(UnavailableError) as error:
+        with pytest.raises(StageError) as error:
             download(target, *mirrors)
     text = str(error.value)
     assert text.startswith(f"{NAME}.gz: no mirror has it: ")
     for address, why in zip(mirrors, ["no conn", "HTTP 404", "unpacked", "no such"], strict=True):
         assert f"{address}: {why}" in text
     assert "\n" not in text
-
-
-def test_unpacking_that_is_stopped_writes_no_more() -> None:
-    file = io.BytesIO()
-    unpacking = Unpacking(file, len(CONTENT), SHA256)
-    unpacking.feed(CONTENT[:100])
-    unpacking.stop()  # as Ctrl-C does, while a thread unpacks
-    unpacking.feed(CONTENT[100:])
-    assert file.getvalue() == CONTENT[:100]
 
 
 def test_the_four_are_downloaded_at_the_same_time(target: Path) -> None:
