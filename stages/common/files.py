@@ -1,8 +1,8 @@
 """Output files that are either whole or absent."""
 
-import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,13 +33,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary folders of processes that were killed, told by the process id."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.tmp"):
-        try:
-            os.kill(int(leftover.name.split(".")[-3]), 0)
-        except ProcessLookupError:
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.\w+\.tmp")
+    for leftover in path.parent.iterdir():
+        if (found := pattern.fullmatch(leftover.name)) and not _is_another(int(found[1])):
             shutil.rmtree(leftover, ignore_errors=True)
-        except (OSError, OverflowError, ValueError):
-            pass  # another user's process, or no folder of ours
+
+
+def _is_another(process: int) -> bool:
+    """Tell whether another process has this id; in a container every run may have the same."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -95,6 +95,12 @@ for _ in range(int(sys.argv[2])):
 """
 
 
+def dead_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
 @contextmanager
 def writing(target: Path, times: int = 1) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-c", WRITER, str(target), str(times)]
@@ -138,12 +144,30 @@ def test_several_processes_at_once_each_write_a_whole_file(tmp_path: Path) -> No
 
 
 def test_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
-    others = [".a.b.tmp", ".a.tmp", ".a.x.y.tmp", ".a.99999999999999999999.x.tmp", ".ab.1.x.tmp"]
+    dead = dead_process()
+    others = [".a.b.tmp", ".a.tmp", ".a.x.y.tmp", f".a.{'9' * 20}.x.tmp", f".ab.{dead}.x.tmp"]
+    others += [f".a.b.{dead}.x.tmp", f".a.{os.getppid()}.x.tmp", f"a.{dead}.x.tmp"]
     for name in others:
-        (tmp_path / name).touch()
+        (tmp_path / name).mkdir()
+    for process in (dead, os.getpid()):  # in a container each run may have the same id
+        (tmp_path / f".a.{process}.x.tmp").mkdir()
+        (tmp_path / f".a.{process}.x.tmp/a").touch()
     with files.replacing(tmp_path / "a") as temporary:
         temporary.touch()
     assert names(tmp_path) == sorted(["a", *others])
+
+
+def test_folders_of_another_users_process_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:  # root may signal every process
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    (tmp_path / ".a.1.x.tmp").mkdir()
+    with files.replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+    assert names(tmp_path) == [".a.1.x.tmp", "a"]
 
 
 @pytest.mark.parametrize("name", ["[a]", "a*", "a.b.c"])
