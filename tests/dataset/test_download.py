@@ -163,7 +163,7 @@ def test_slow_but_making_progress_is_waited_for(target: Path) -> None:
             request.wfile.write(ARCHIVE[start : start + 16384])
             request.sleep(0.3)
 
-    limits = Limits(connect_timeout=20, stall_timeout=2.5, retries=0)
+    limits = Limits(connect_timeout=20, stall_timeout=1.5, retries=0)
     with mirror(respond) as slow:  # takes longer than the stall timeout, but never stalls
         start = time.monotonic()
         assert download(target, slow.url, limits=limits) == (slow.url, {})
