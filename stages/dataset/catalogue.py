@@ -61,7 +61,7 @@ def folder(mirror: str) -> Path | None:
 
 def _one_line(text: str) -> str:
     # Joiners belong to words in some scripts, and to emoji.
-    unprintable = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    unprintable = {"Cc", "Cf", "Zl", "Zp"}
     for character in text:
         if unicodedata.category(character) in unprintable and character not in "\u200c\u200d":
             raise ValueError(f"must be a line of printable characters, got {text!a}")

@@ -242,7 +242,17 @@ def test_names_in_any_script_are_fine(root: Path, name: str) -> None:
 @pytest.mark.parametrize("key", ["title", "classes.1"])
 @pytest.mark.parametrize(
     "name",
-    ["two\nlines", "a\ttab", "\x1b[31m", "a\x7f", "line\u2028", "\u202eodd", "\r", "\ufeffa"],
+    [
+        "two\nlines",
+        "a\ttab",
+        "\x1b[31m",
+        "a\x7f",
+        "line\u2028",
+        "\u2029",
+        "\u202eodd",
+        "\r",
+        "\ufeffa",
+    ],
 )
 def test_names_that_cannot_be_printed_in_a_line(root: Path, key: str, name: str) -> None:
     change = {"title": name} if key == "title" else {"classes": ["a", name]}
