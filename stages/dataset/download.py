@@ -87,7 +87,7 @@ class Downloads:
             with target.open("wb") as file:
                 for chunk in _verified(read, expected):
                     if self._closed:
-                        return
+                        return  # what was read already may unpack to a thousand times as much
                     file.write(chunk)
                     written += len(chunk)
                     self._loop.call_soon_threadsafe(self._progress, len(chunk))

@@ -24,7 +24,7 @@ from stages.common.errors import StageError
 from stages.dataset import catalogue
 from stages.dataset import download as module
 from stages.dataset.download import Downloads
-from stages.dataset.web import Limits
+from stages.dataset.web import Limits, MirrorError
 
 NAME = "train-images-idx3-ubyte"
 # Bytes that do not compress, so that every block counts, then some that do.
@@ -486,6 +486,19 @@ def repeated(block: bytes) -> Callable[[Request], None]:
 
 
 EMPTY_MEMBERS = gzip.compress(b"", mtime=0) * 1000
+
+
+def test_a_short_body_that_unpacks_to_gzip_of_nothing_again_and_again(
+    target: Path, bundled: str
+) -> None:
+    with mirror(serving(gzip.compress(EMPTY_MEMBERS * 100))) as bad:
+        assert "far more bytes" in reason(target, bad.url, bundled)
+
+
+def test_size_and_hash_must_both_be_right() -> None:
+    file = catalogue.File(size=len(CONTENT) + 1, sha256=SHA256)
+    with pytest.raises(MirrorError, match=f"it has {len(CONTENT)} bytes"):
+        list(module._verified(io.BytesIO(CONTENT).read, file))
 
 
 @pytest.mark.parametrize(
