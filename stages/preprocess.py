@@ -34,7 +34,7 @@ def load_raw(prefix: str, classes: int) -> tuple[tensors.UInt8, tensors.UInt8]:
     """
     images_path = paths.RAW / f"{prefix}-images-idx3-ubyte"
     labels_path = paths.RAW / f"{prefix}-labels-idx1-ubyte"
-    images, labels = idx.map_idx(images_path), idx.map_idx(labels_path)
+    images, labels = idx.read_idx(images_path), idx.read_idx(labels_path)
     check_pair(images, labels, classes, images_path, labels_path)
     return images, labels
 

@@ -1,19 +1,15 @@
-"""IDX files: the format that MNIST and its kin are published in, plain or in gzip.
+"""Read and write IDX files, the format that MNIST and its relatives are published in.
 
-Bytes 0 and 1 are zero, byte 2 is the type, byte 3 the number of dimensions; then one big-endian
-uint32 a dimension, then the elements, row-major and big-endian.
+Bytes 0 and 1 are zero, byte 2 is the element type, byte 3 the number of dimensions. Then come the
+length of each dimension as a big-endian uint32, and the elements, row-major and big-endian.
 """
 
 import gzip
 import math
 import stat
 import struct
-import sys
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,56 +26,43 @@ TYPES: dict[int, np.dtype[Any]] = {
     0x0E: np.dtype(">f8"),
 }
 _TYPES_TEXT = ", ".join(f"{code:02x} {dtype.name}" for code, dtype in TYPES.items())
-_MAX_DIMENSIONS = 64  # of a NumPy array; the format has room for 255
-_CHUNK = 1 << 16  # bytes; gzip takes four times as much
 
 
 class IdxError(StageError, ValueError):
     """A file that is not valid IDX, or an array that IDX cannot hold."""
 
 
-class _Header(NamedTuple):
-    dtype: np.dtype[Any]  # big-endian, as in the file
-    shape: tuple[int, ...]
-    length: int  # bytes in front of the elements
-    total: int  # bytes of the whole file, when it is what its header claims
-
-
 def read_idx(path: str | Path) -> NDArray[Any]:
-    """Read a plain or gzip-compressed IDX file.
+    """Map an unpacked IDX file into memory, so that it may be larger than memory.
 
-    Returns an array of the file's type and shape, in the machine's byte order.
-    Raises IdxError that names the file, what was found and what was expected. A malformed file
-    takes no more memory than it is long, plus 1 MB.
+    Returns a read-only array of the file's shape and type, in the file's byte order (big-endian);
+    NumPy computes with it as with any other.
+    Raises IdxError that names the file, what was found and what was expected.
     """
-    with _opened(Path(path)) as file:
-        header = _read_header(file, path)
-        _check_total(_total(file, header), header, path)
-        array = np.empty(header.shape, header.dtype)
-        file.seek(header.length)
-        if _fill(array, file) != array.nbytes:
-            raise IdxError(f"{path}: changed while it was read; run it again")
-    if not array.dtype.isnative:
-        array = array.byteswap(inplace=True).view(array.dtype.newbyteorder())
-    return array
-
-
-def map_idx(path: str | Path) -> NDArray[Any]:
-    """Map a plain IDX file into memory, read-only, so that it may be larger than memory.
-
-    Returns an array of the file's type and shape, in the file's byte order (big-endian).
-    Raises IdxError as `read_idx` does, and for a gzip-compressed file.
-    """
-    with _opened(Path(path)) as file:
-        if isinstance(file, gzip.GzipFile):
-            raise IdxError(f"{path}: is compressed by gzip; unpack it to map it into memory")
-        header = _read_header(file, path)
-        _check_total(_total(file, header), header, path)
-        return np.memmap(file, header.dtype, "r", header.length, header.shape)
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise IdxError(f"{path}: is not a regular file; give the path of an IDX file")
+    try:
+        content: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+    except ValueError:  # an empty file cannot be mapped
+        content = np.empty(0, np.uint8)
+    dtype, shape, start = _read_header(content[: 4 + 4 * 255].tobytes(), path)
+    # Python's whole numbers: three lengths are enough to overflow 64 bits.
+    expected = start + math.prod(shape) * dtype.itemsize
+    if len(content) != expected:
+        dimensions = " x ".join(map(str, shape)) or "one"
+        raise IdxError(
+            f"{path}: has {len(content)} bytes, but its header ({dimensions} of {dtype.name}) "
+            f"promises {expected}; fetch it again"
+        )
+    try:
+        return content[start:].view(dtype).reshape(shape)
+    except ValueError:  # more than 64 dimensions, or great lengths beside one of 0
+        raise IdxError(f"{path}: has shape {shape}, which NumPy cannot hold") from None
 
 
 def write_idx(path: str | Path, array: NDArray[Any]) -> None:
-    """Write an array as IDX; compressed by gzip, with the same bytes each time, for `*.gz`.
+    """Write an array as IDX; if `path` ends in .gz, compressed, with the same bytes each time.
 
     Raises IdxError for a type or a length that the format does not have.
     """
@@ -89,91 +72,33 @@ def write_idx(path: str | Path, array: NDArray[Any]) -> None:
         raise IdxError(f"{path}: IDX cannot hold {array.dtype}; convert to one of {_TYPES_TEXT}")
     if max(array.shape, default=0) > 0xFFFFFFFF:
         raise IdxError(f"{path}: IDX holds at most 2^32-1 along a dimension, got {array.shape}")
-    with files.replacing(Path(path)) as temporary, temporary.open("wb") as raw:
-        compressed = str(path).endswith(".gz")
-        file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if compressed else raw
-        with file:
-            file.write(struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape))
-            for part in np.nditer(
-                array,
-                ["external_loop", "buffered", "zerosize_ok"],  # no second copy of a large array
-                op_dtypes=[big_endian],
-                order="C",
-                casting="equiv",
-                buffersize=_CHUNK // big_endian.itemsize,
-            ):
-                file.write(cast("NDArray[Any]", part).tobytes())
+    header = struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape)
+    elements = np.ascontiguousarray(array, big_endian).reshape(-1).view(np.uint8).data
+    with files.replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        packed = str(path).endswith(".gz")
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if packed else file as output:
+            output.write(header)
+            output.write(elements)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file as its first bytes demand: names are not to be relied on."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise IdxError(f"{path}: is not a regular file; give the path of an IDX file")
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        if not compressed:
-            yield file
-            return
-        try:
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                yield cast(BinaryIO, unpacked)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise IdxError(f"{path}: damaged gzip: {error}; fetch it again") from None
-
-
-def _read_header(file: BinaryIO, path: str | Path) -> _Header:
-    start = file.read(4)
-    if len(start) < 4:
-        raise IdxError(f"{path}: has {len(start)} bytes, an IDX file has at least 4")
-    if start[:2] != b"\0\0":
-        raise IdxError(f"{path}: starts with {start[:2].hex(' ')}, an IDX file with 00 00")
-    code, dimensions = start[2:]
+def _read_header(head: bytes, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Return element type, shape and length in bytes of the header that `head` begins with."""
+    if len(head) < 4:
+        raise IdxError(f"{path}: has {len(head)} bytes, but an IDX file has at least 4")
+    if head[:2] == b"\x1f\x8b":
+        raise IdxError(f"{path}: is compressed by gzip; unpack it with gunzip")
+    if head[:2] != b"\0\0":
+        raise IdxError(
+            f"{path}: starts with {head[:2].hex(' ')}, but an IDX file starts with 00 00; "
+            "it is something else, or a web page that was saved in its place"
+        )
+    code, dimensions = head[2:4]
     if code not in TYPES:
         raise IdxError(f"{path}: element type is {code:02x}, expected one of {_TYPES_TEXT}")
-    if dimensions > _MAX_DIMENSIONS:
-        raise IdxError(f"{path}: has {dimensions} dimensions, NumPy at most {_MAX_DIMENSIONS}")
-    lengths = file.read(4 * dimensions)
-    if len(lengths) < 4 * dimensions:
-        raise IdxError(
-            f"{path}: ends after {4 + len(lengths)} bytes, "
-            f"a header of {dimensions} dimensions has {4 + 4 * dimensions}"
-        )
-    shape = struct.unpack(f">{dimensions}I", lengths)
-    dtype = TYPES[code]
-    # NumPy multiplies the lengths that are not zero even for an array without elements.
-    if math.prod(filter(None, shape)) * dtype.itemsize > sys.maxsize and 0 in shape:
-        raise IdxError(f"{path}: has shape {shape}, more than NumPy can index")
     length = 4 + 4 * dimensions
-    return _Header(dtype, shape, length, length + math.prod(shape) * dtype.itemsize)
-
-
-def _total(file: BinaryIO, header: _Header) -> int:
-    """Count the file's bytes, from just after its header, without keeping them."""
-    if not isinstance(file, gzip.GzipFile):
-        return file.seek(0, 2)
-    total = header.length
-    # One byte too many settles it; a gzip bomb is not unpacked further.
-    while chunk := file.read(min(_CHUNK, header.total + 1 - total)):
-        total += len(chunk)
-    return total
-
-
-def _check_total(total: int, header: _Header, path: str | Path) -> None:
-    if total != header.total:
-        shape = " x ".join(map(str, header.shape)) or "one"
-        found = "more" if total > header.total else f"{total}"
+    if len(head) < length:
         raise IdxError(
-            f"{path}: has {found} bytes, its header ({shape} of {header.dtype.name}) "
-            f"claims {header.total}; fetch it again"
+            f"{path}: ends after {len(head)} bytes, but a header of {dimensions} dimensions "
+            f"has {length}"
         )
-
-
-def _fill(array: NDArray[Any], file: BinaryIO) -> int:
-    """Read the elements of `array` from `file`; return the number of bytes there were."""
-    data = array.reshape(-1).view(np.uint8).data
-    filled = 0
-    while count := file.readinto(data[filled : filled + _CHUNK]):  # type: ignore[attr-defined]
-        filled += count
-    return filled
+    return TYPES[code], struct.unpack_from(f">{dimensions}I", head, 4), length
