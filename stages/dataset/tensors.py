@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,36 +30,42 @@ def load(split: str, folder: Path = paths.TENSORS) -> tuple[UInt8, UInt8]:
     """Map one split's tensors into memory, read-only, checked against the manifest.
 
     Returns images, uint8 (N, height, width, 1), and one-hot labels, uint8 (N, classes).
-    Raises StageError that names the file if one is missing, damaged or not what it should be:
-    DVC itself trusts what its cache holds.
+    Raises StageError that names the file if one is missing, damaged or not what it should be.
+    DVC does not check this: it trusts its cache.
     """
     manifest = read_manifest(folder)
     images_path, labels_path = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))
     images, labels = _map(images_path), _map(labels_path)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 1:
-        raise _error(images_path, "uint8 of shape (N, height, width, 1)", _what(images))
+        raise _must_be(images_path, "uint8 of shape (N, height, width, 1)", describe(images))
     count, classes = len(images), len(manifest.classes)
     if labels.dtype != np.uint8 or labels.shape != (count, classes):
-        raise _error(labels_path, f"uint8 of shape ({count}, {classes})", _what(labels))
+        raise _must_be(labels_path, f"uint8 of shape ({count}, {classes})", describe(labels))
     if not ((labels <= 1).all() and (labels.sum(axis=1, dtype=np.int64) == 1).all()):
-        raise _error(labels_path, "one-hot rows", "a row with another number of ones than one")
+        raise _must_be(labels_path, "one-hot", "not: a row has no 1, or more than one")
     for path in (images_path, labels_path):
         found, pinned = sha256(path), manifest.sha256.get(path.name)
         if found != pinned:
-            raise _error(path, f"SHA-256 {pinned} as in {paths.MANIFEST.name}", found)
+            raise _must_be(path, f"SHA-256 {pinned} as in {paths.MANIFEST.name}", found)
     return images, labels
 
 
 def read_manifest(folder: Path = paths.TENSORS) -> Manifest:
-    """Read what preprocess said of its tensors."""
+    """Read the manifest; raise StageError if it is missing or damaged."""
     path = folder / paths.MANIFEST.name
-    return params.validate(params.read_yaml(path), Manifest, path, "manifest")
+    if not path.exists():
+        raise _not_found(path)
+    try:
+        return params.validate(params.read_yaml(path), Manifest, path, "manifest")
+    except StageError as error:
+        raise StageError(f"{error}; {_REMEDY}") from None
 
 
-def write_manifest(path: Path, classes: list[str], tensors: dict[str, Path]) -> None:
-    """Write the manifest of `tensors`: their names, and the paths where they are for now."""
-    content = {"classes": classes, "sha256": {n: sha256(file) for n, file in tensors.items()}}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+def write_manifest(path: Path, classes: list[str], written: dict[str, Path]) -> None:
+    """Write the manifest of the tensor files, given by name and by the path where each is now."""
+    hashes = {name: sha256(file) for name, file in written.items()}
+    content = json.dumps({"classes": classes, "sha256": hashes}, indent=2)
+    path.write_text(content + "\n", encoding="utf-8", newline="\n")
 
 
 def write_images(path: Path, images: UInt8, chosen: NDArray[np.int64]) -> None:
@@ -81,24 +87,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def describe(array: NDArray[Any]) -> str:
+    """Say what an array is, for messages."""
+    return f"{array.dtype.name} of shape {array.shape}"
+
+
 def _map(path: Path) -> UInt8:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise StageError(f"{path}: not found; run `dvc repro preprocess`") from None
+        raise _not_found(path) from None
     except (ValueError, EOFError) as error:
-        raise _error(path, "a .npy file", f"{error}".rstrip(".")) from None
+        raise _must_be(path, "a .npy file", f"damaged ({str(error).rstrip('.')})") from None
     if not isinstance(array, np.memmap):
-        raise _error(path, "a .npy file", "an archive")
+        raise _must_be(path, "a .npy file", "an archive")
     expected, size = array.offset + array.nbytes, path.stat().st_size
     if size != expected:
-        raise _error(path, f"{expected} bytes", f"{size}")
+        raise _must_be(path, f"{expected} bytes", f"{size}")
     return array
 
 
-def _what(array: UInt8) -> str:
-    return f"{array.dtype} of shape {array.shape}"
+def _not_found(path: Path) -> StageError:
+    return StageError(f"{path}: not found; run `dvc repro preprocess`")
 
 
-def _error(path: Path, expected: str, found: str) -> StageError:
+def _must_be(path: Path, expected: str, found: str) -> StageError:
     return StageError(f"{path}: must be {expected}, but is {found}; {_REMEDY}")

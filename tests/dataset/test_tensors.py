@@ -2,11 +2,13 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Project
 
 from stages.common.errors import StageError
 from stages.dataset import tensors
@@ -65,9 +67,9 @@ TWO_ONES[1] = [1, 1, 0]
         (IMAGES, LABELS[:4], "train_labels.npy: must be uint8 of shape (5, 3), but is uint8 of"),
         (IMAGES, LABELS[:, :2], "must be uint8 of shape (5, 3), but is uint8 of shape (5, 2)"),
         (IMAGES, LABELS.astype(np.int64), "must be uint8 of shape (5, 3), but is int64 of shape"),
-        (IMAGES, LABELS * 2, "train_labels.npy: must be one-hot rows"),
-        (IMAGES, TWO_ONES, "train_labels.npy: must be one-hot rows"),
-        (IMAGES, LABELS * 0, "train_labels.npy: must be one-hot rows"),
+        (IMAGES, LABELS * 2, "train_labels.npy: must be one-hot, but is not: a row has"),
+        (IMAGES, TWO_ONES, "train_labels.npy: must be one-hot, but is not: a row has"),
+        (IMAGES, LABELS * 0, "train_labels.npy: must be one-hot, but is not: a row has"),
     ],
 )
 def test_wrong_types_shapes_and_labels(
@@ -146,18 +148,51 @@ def test_a_flipped_bit_is_caught(name: str, tmp_path: Path) -> None:
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"manifest.json: not found"):
+    advice = r"not found; run `dvc repro preprocess`"
+    with pytest.raises(StageError, match=rf"manifest.json: {advice}"):
         tensors.load("train", tmp_path)
     write(tmp_path, *good())
-    with pytest.raises(StageError, match=r"test_images.npy: not found; run `dvc repro preprocess`"):
+    with pytest.raises(StageError, match=rf"test_images.npy: {advice}"):
         tensors.load("test", tmp_path)
 
 
-def test_a_manifest_that_is_not_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"classes": "abc"}', "manifest.classes must be a valid list, got abc; "),
+        ("{", "manifest.json: not valid YAML: "),
+        ("", "manifest.json: must be a mapping of sections, but is empty; "),
+    ],
+)
+def test_a_manifest_that_is_not_one(tmp_path: Path, content: str, expected: str) -> None:
     write(tmp_path, *good())
-    (tmp_path / "manifest.json").write_text('{"classes": "abc"}')
-    with pytest.raises(StageError, match=r"manifest.classes must be a valid list, got abc"):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(StageError) as error:
         tensors.load("train", tmp_path)
+    assert expected in str(error.value)
+    assert str(error.value).endswith("; run `make verify`, then `dvc repro`")
+
+
+def test_what_the_messages_say_brings_the_tensors_back(finished: Project) -> None:
+    folder = finished.path / "data/tensors"
+    manifest = (folder / "manifest.json").read_bytes()
+    for name, content in (("manifest.json", b"{"), ("test_images.npy", b"broken"), (None, b"")):
+        if name is None:
+            shutil.rmtree(folder)
+        else:
+            (folder / name).unlink()  # it may be a link into DVC's cache
+            (folder / name).write_bytes(content)
+        printed = finished.stage("plot", status=1)
+        assert printed.count("\n") == 1
+        if name is None:
+            assert printed.startswith("error: data/tensors/manifest.json: not found")
+            finished.dvc("repro", "preprocess")
+        else:
+            assert printed.startswith(f"error: data/tensors/{name}: ")
+            finished.verify(status=None)
+            finished.dvc("repro")
+        assert (folder / "manifest.json").read_bytes() == manifest
+        finished.stage("plot")
 
 
 def test_images_are_written_in_pieces_as_numpy_would_write_them(
