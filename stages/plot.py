@@ -5,6 +5,11 @@ Reads   data/tensors/{train,test}_{images,labels}.npy, data/tensors/manifest.jso
 Writes  metrics/figures/{sample,mismatch,match,confusion,training}.png
 """
 
+import logging
+import sys
+import textwrap
+import unicodedata
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,8 +17,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font, StyleFlags
+from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.common import errors, files, params, paths
@@ -31,16 +39,34 @@ class PlotParams(params.Section):
     seed: int = Field(ge=0)
 
 
-def show(axes: Axes, image: tensors.UInt8, title: str) -> None:
-    """Draw one image, (height, width, 1), ink on paper."""
+def width(text: str) -> int:
+    """Count the columns of a text: Chinese, Japanese and Korean characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def wrap(text: str, columns: int) -> str:
+    """Break a text into at most two lines of so many columns, and leave out what is too much."""
+    characters = columns * len(text) // width(text)
+    return "\n".join(textwrap.wrap(text, characters, max_lines=2, placeholder=" …"))
+
+
+def shorten(name: str, columns: int) -> str:
+    """Leave out the middle of a longer name: its end is often what tells it from others."""
+    characters = columns * len(name) // width(name)
+    return name if len(name) <= characters else f"{name[: characters - 9]}…{name[-8:]}"
+
+
+def draw_image(axes: Axes, image: tensors.UInt8, title: str) -> None:
+    """Draw one image, (height, width, 1), as ink on paper."""
     axes.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=255)
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=8, parse_math=False)  # $ is a character, and no formula
 
 
 def sample(image: tensors.UInt8, name: str) -> Figure:
     """Draw the first training image."""
     figure = Figure(figsize=(3, 3), layout="constrained")
-    show(figure.subplots(subplot_kw=BARE), image, f"first training image: {name}")
+    title = wrap(f"first training image: {name}", 40)
+    draw_image(figure.subplots(subplot_kw=BARE), image, title)
     return figure
 
 
@@ -53,34 +79,49 @@ def grid(images: tensors.UInt8, predictions: pd.DataFrame, title: str, seed: int
     cells = figure.subplots(ROWS, COLUMNS, subplot_kw=BARE).ravel()
     for axes, image, row in zip(cells, images[chosen.index], chosen.itertuples(), strict=False):
         lines = (
-            f"predicted {row.predicted}",
-            f"true {row.actual}",
+            wrap(f"predicted {row.predicted}", 26),
+            wrap(f"true {row.actual}", 26),
             f"confidence {row.confidence:.1%}",
         )
-        show(axes, image, "\n".join(lines))
+        draw_image(axes, image, "\n".join(lines))
     return figure
 
 
-def confusion(predictions: pd.DataFrame, classes: list[str]) -> Figure:
-    """Draw how often each class was taken for each other; the shade marks the mistakes."""
+def count_pairs(predictions: pd.DataFrame, classes: list[str]) -> NDArray[np.int64]:
+    """Count the images of each true class (row) that were taken for each class (column)."""
     counts = pd.crosstab(predictions["actual"], predictions["predicted"])
-    matrix = counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
-    mistakes = matrix * ~np.eye(len(classes), dtype=np.bool_)
-    side = 2.6 + 0.42 * len(classes)
+    return counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
+
+
+def confusion(matrix: NDArray[np.int64], classes: list[str]) -> Figure:
+    """Draw how often each class was taken for each other; the shade marks the mistakes."""
+    count = len(classes)
+    mistakes = matrix * ~np.eye(count, dtype=np.bool_)
+    names = [shorten(name, 30) for name in classes]
+    longest = max(map(width, names))
+    # Inches of a cell: as small as the counts allow, and the picture at most 50 inches wide.
+    size, cell = (8, 0.42) if count <= 20 else (6, 0.16)
+    cell = max(cell, 0.0095 * size * len(str(matrix.max())) + 0.03)
+    legible = cell * count < 48
+    cell = min(cell, 48 / count)
+    side = max(2.6 + cell * count + 0.085 * max(longest - 12, 0), 4.4)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     # The root keeps single mistakes visible; half of the scale keeps the counts on it legible.
     shade = np.sqrt(mistakes)
     axes.imshow(shade, cmap="Oranges", vmin=0, vmax=2 * max(shade.max(), 1))
-    for (row, column), count in np.ndenumerate(matrix):
-        if count:
-            weight = "bold" if row == column else "normal"
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=8, weight=weight)
-    axes.set_xticks(range(len(classes)), classes)
-    if max(map(len, classes)) > 2:
+    for row, column in np.argwhere(matrix) if legible else ():
+        weight = "bold" if row == column else "normal"
+        text = str(matrix[row, column])
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, weight=weight)
+    axes.set_xticks(range(count), names, parse_math=False)
+    axes.set_yticks(range(count), names, parse_math=False)
+    if count > 20:
+        axes.tick_params(labelsize=min(size, 60 * cell))
+    if longest > 2:
         axes.tick_params(axis="x", rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set(title="confusion matrix of the test images", xlabel="predicted", ylabel="true")
+    axes.set_title("confusion matrix of the test images", wrap=True)
+    axes.set(xlabel="predicted", ylabel="true")
     return figure
 
 
@@ -117,9 +158,39 @@ def read_table(path: Path, columns: set[str], **options: Any) -> pd.DataFrame:
     return table
 
 
+def choose_fonts(names: list[str]) -> None:
+    """Add fonts of this machine for characters that matplotlib's own font lacks.
+
+    Prints a warning if there are none. Names that need no other font are drawn the same everywhere.
+    """
+    default = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    lacking = {ord(character) for character in "".join(names)} - set(default.get_charmap())
+    families = ["DejaVu Sans"]
+    # The list that matplotlib keeps does not know of fonts that were installed since.
+    for path in sorted(font_manager.findSystemFonts()) if lacking else ():
+        try:
+            font = FT2Font(path)
+            found = lacking & set(font.get_charmap())
+            styled = font.style_flags & (StyleFlags.BOLD | StyleFlags.ITALIC)
+            if found and font.scalable and not styled:
+                font_manager.fontManager.addfont(path)
+                families.append(font.family_name)
+                lacking -= found
+        except (OSError, RuntimeError):  # a font that FreeType or matplotlib cannot read
+            continue
+    matplotlib.rcParams["font.family"] = families
+    if lacking:
+        shown = " ".join(map(chr, sorted(lacking)[:10])) + (" ..." if len(lacking) > 10 else "")
+        print(
+            f"warning: no font on this machine has {shown}: class names show boxes in the figures; "
+            "install one (Noto has all scripts), then run `dvc repro --force --single-item plot`",
+            file=sys.stderr,
+        )
+
+
 def main() -> None:
     """Draw all figures, then replace the old ones."""
-    p = params.load("plot", PlotParams)
+    settings = params.load("plot", PlotParams)
     classes = tensors.read_manifest().classes
     train_images, train_labels = tensors.load("train")
     test_images, _ = tensors.load("test")
@@ -133,15 +204,19 @@ def main() -> None:
             f"but has {len(predictions)}; run `dvc repro`"
         )
     matched = predictions["actual"] == predictions["predicted"]
+    matrix = count_pairs(predictions, classes)
 
     # The user's own matplotlib settings must not reach the committed files.
-    with matplotlib.rc_context(), ExitStack() as outputs:
+    with matplotlib.rc_context(), ExitStack() as outputs, warnings.catch_warnings():
         matplotlib.rcdefaults()
+        choose_fonts(classes)
+        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # no bold: so be it
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # said already
         figures = {
             "sample": sample(train_images[0], classes[train_labels[0].argmax()]),
-            "mismatch": grid(test_images, predictions[~matched], "misclassified", p.seed),
-            "match": grid(test_images, predictions[matched], "correctly classified", p.seed),
-            "confusion": confusion(predictions, classes),
+            "mismatch": grid(test_images, predictions[~matched], "misclassified", settings.seed),
+            "match": grid(test_images, predictions[matched], "correctly classified", settings.seed),
+            "confusion": confusion(matrix, classes),
             "training": training(history),
         }
         for name, figure in figures.items():

@@ -178,7 +178,8 @@ TEST = small_images(60, 60)
         (
             {"t10k_labels": TEST[1] + 1},
             "t10k-labels-idx1-ubyte: holds label 3, but data/datasets.yaml names 3 classes, "
-            "0 to 2; add the missing names there or, if the labels count from 1, convert them with a - 1, ",
+            "0 to 2; add the missing names there or, if the labels count from 1, convert them with "
+            "a - 1, then write",
         ),
         (
             {"train_images": TRAIN[0][:0], "train_labels": TRAIN[1][:0]},
@@ -191,7 +192,7 @@ TEST = small_images(60, 60)
     ],
 )
 def test_images_and_labels_must_fit(
-    changes: dict[str, np.ndarray], expected: str, project: Project
+    changes: dict[str, Any], expected: str, project: Project
 ) -> None:
     write_raw(project, **changes)
     printed = project.stage("preprocess", status=1)
@@ -239,7 +240,7 @@ def test_what_the_message_says_converts_the_file(
     project.stage("preprocess")
     expected = (project.path / "data/tensors/manifest.json").read_bytes()
     array = array.astype("i4") if array.dtype == np.int64 else array
-    write_raw(project, **{name.replace("-", "_"): array})
+    write_raw(project, **dict[str, Any]({name.replace("-", "_"): array}))
     printed = project.stage("preprocess", status=1)
     path = project.path / RAW / file_name(name)
     assert printed.startswith(f"error: {path.relative_to(project.path)}: ")
