@@ -51,6 +51,10 @@ clean:  ## remove .venv; data, model and DVC's cache stay
 	uv pip install -q --require-hashes -r requirements.lock -r requirements-dev.lock
 	@touch $@
 
+# DVC's pages of plots use this copy of their library, if it is there, and else the web's.
+.venv/vega.js: .venv/tests.stamp
+	python -c 'import vl_convert; print(vl_convert.javascript_bundle(vl_version="5.8"))' > $@
+
 # What a team needs; README.md shows when.
 
 BASE ?= origin/main

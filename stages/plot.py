@@ -1,8 +1,9 @@
-"""Draw the figures: mistakes, successes, the confusion matrix, the training curve.
+"""Draw the figures: mistakes, successes, the confusion matrix, the training curves.
 
 Reads   data/tensors/{train,test}_{images,labels}.npy, data/tensors/manifest.json,
         metrics/predictions.csv, metrics/history.csv
 Writes  metrics/figures/{sample,mismatch,match,confusion,training}.png
+        metrics/confusion.csv   the counts of the confusion matrix, for `dvc plots`
 """
 
 import logging
@@ -91,6 +92,18 @@ def count_pairs(predictions: pd.DataFrame, classes: list[str]) -> NDArray[np.int
     """Count the images of each true class (row) that were taken for each class (column)."""
     counts = pd.crosstab(predictions["actual"], predictions["predicted"])
     return counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
+
+
+def write_pairs(path: Path, matrix: NDArray[np.int64], classes: list[str]) -> None:
+    """Write a row for each pair of classes that occurs: actual, predicted, count.
+
+    The diagonal comes first and whole, so that both axes of a plot have the classes in their order.
+    """
+    diagonal = np.eye(len(classes), dtype=np.bool_)
+    pairs = [*np.argwhere(diagonal), *np.argwhere(matrix * ~diagonal)]
+    rows = [(classes[row], classes[column], matrix[row, column]) for row, column in pairs]
+    table = pd.DataFrame(rows, columns=["actual", "predicted", "count"])
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def confusion(matrix: NDArray[np.int64], classes: list[str]) -> Figure:
@@ -223,6 +236,7 @@ def main() -> None:
             path = outputs.enter_context(files.replacing(paths.FIGURES / f"{name}.png"))
             # Without its version in the file, another matplotlib may still give the same bytes.
             figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+        write_pairs(outputs.enter_context(files.replacing(paths.CONFUSION)), matrix, classes)
     print(f"{len(figures)} figures in {paths.FIGURES}: {(~matched).sum()} misclassified images")
 
 

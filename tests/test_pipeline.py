@@ -210,7 +210,7 @@ def test_two_runs_in_two_places_give_the_same_bytes(
     other, _ = audited
     assert (other.path / "dvc.lock").read_text() == (reproduced.path / "dvc.lock").read_text()
     committed = reproduced.git("ls-files", "metrics").split()
-    assert len(committed) == 9
+    assert len(committed) == 10
     for name in committed:
         assert (other.path / name).read_bytes() == (reproduced.path / name).read_bytes(), name
 
@@ -261,7 +261,7 @@ def test_commits_compare_in_a_clone_with_no_remote_and_no_cache(
             image = next((clone.path / "comparison").rglob(f"*{revision}*{figure}.png"))
             assert image.read_bytes().startswith(b"\x89PNG")
             assert os.path.relpath(image, clone.path / "comparison") in page
-    for part in ("Training loss", "Confusion matrix", '"rev": "HEAD~1"', '"rev": "workspace"'):
+    for part in ("Loss", "Accuracy", "Confusion matrix", '"rev": "HEAD~1"', '"rev": "workspace"'):
         assert part in page
 
 
