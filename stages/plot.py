@@ -40,20 +40,21 @@ class PlotParams(params.Section):
     seed: int = Field(ge=0)
 
 
-def width(text: str) -> int:
-    """Count the columns of a text: Chinese, Japanese and Korean characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+def width(text: str) -> float:
+    """Estimate how many small letters are as wide as a text."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide + 0.35 * sum(map(str.isupper, text))
 
 
-def wrap(text: str, columns: int) -> str:
-    """Break a text into at most two lines of so many columns, and leave out what is too much."""
-    characters = columns * len(text) // width(text)
-    return "\n".join(textwrap.wrap(text, characters, max_lines=2, placeholder=" …"))
+def wrap(prefix: str, name: str, columns: int) -> str:
+    """Break a title into at most two lines, each as wide as so many small letters."""
+    characters = int(columns * len(name) / width(name))
+    return "\n".join(textwrap.wrap(f"{prefix} {name}", characters, max_lines=2, placeholder=" …"))
 
 
 def shorten(name: str, columns: int) -> str:
     """Leave out the middle of a longer name: its end is often what tells it from others."""
-    characters = columns * len(name) // width(name)
+    characters = int(columns * len(name) / width(name))
     return name if len(name) <= characters else f"{name[: characters - 9]}…{name[-8:]}"
 
 
@@ -66,7 +67,7 @@ def draw_image(axes: Axes, image: tensors.UInt8, title: str) -> None:
 def sample(image: tensors.UInt8, name: str) -> Figure:
     """Draw the first training image."""
     figure = Figure(figsize=(3, 3), layout="constrained")
-    title = wrap(f"first training image: {name}", 40)
+    title = wrap("first training image:", name, 40)
     draw_image(figure.subplots(subplot_kw=BARE), image, title)
     return figure
 
@@ -80,8 +81,8 @@ def grid(images: tensors.UInt8, predictions: pd.DataFrame, title: str, seed: int
     cells = figure.subplots(ROWS, COLUMNS, subplot_kw=BARE).ravel()
     for axes, image, row in zip(cells, images[chosen.index], chosen.itertuples(), strict=False):
         lines = (
-            wrap(f"predicted {row.predicted}", 26),
-            wrap(f"true {row.actual}", 26),
+            wrap("predicted", str(row.predicted), 26),
+            wrap("true", str(row.actual), 26),
             f"confidence {row.confidence:.1%}",
         )
         draw_image(axes, image, "\n".join(lines))
@@ -112,11 +113,11 @@ def confusion(matrix: NDArray[np.int64], classes: list[str]) -> Figure:
     mistakes = matrix * ~np.eye(count, dtype=np.bool_)
     names = [shorten(name, 30) for name in classes]
     longest = max(map(width, names))
-    # Inches of a cell: as small as the counts allow, and the picture at most 50 inches wide.
+    # Inches of a cell: as small as the counts allow, and the matrix at most 54 inches wide.
     size, cell = (8, 0.42) if count <= 20 else (6, 0.16)
     cell = max(cell, 0.0095 * size * len(str(matrix.max())) + 0.03)
-    legible = cell * count < 48
-    cell = min(cell, 48 / count)
+    legible = cell * count < 54
+    cell = min(cell, 54 / count)
     side = max(2.6 + cell * count + 0.085 * max(longest - 12, 0), 4.4)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
@@ -162,12 +163,11 @@ def read_table(path: Path, columns: set[str], **options: Any) -> pd.DataFrame:
         table: pd.DataFrame = pd.read_csv(path, **options)
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run `dvc repro`") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise StageError(f"{path}: not a table: {error}; run `dvc repro --force`") from None
+    except ValueError as error:
+        raise StageError(f"{path}: not a table: {error}; run `dvc repro`") from None
     if missing := columns - set(table.columns):
-        raise StageError(
-            f"{path}: lacks the column(s) {', '.join(sorted(missing))}; run `dvc repro --force`"
-        )
+        lacking = ", ".join(sorted(missing))
+        raise StageError(f"{path}: lacks the column(s) {lacking}; run `dvc repro`")
     return table
 
 
@@ -210,11 +210,17 @@ def main() -> None:
     # A class may be named 7 or NA: names stay text.
     text = {"dtype": {"actual": str, "predicted": str}, "keep_default_na": False}
     predictions = read_table(paths.PREDICTIONS, {"actual", "predicted", "confidence"}, **text)
-    history = read_table(paths.HISTORY, {"step", "loss", "accuracy"})
+    curves = {"loss", "accuracy", "validation_loss", "validation_accuracy"}
+    history = read_table(paths.HISTORY, {"step", *curves})
     if len(predictions) != len(test_images):
         raise StageError(
             f"{paths.PREDICTIONS}: must have a row for each of the {len(test_images)} test images, "
             f"but has {len(predictions)}; run `dvc repro`"
+        )
+    if unknown := {*predictions["actual"], *predictions["predicted"]} - set(classes):
+        raise StageError(
+            f"{paths.PREDICTIONS}: names the class {min(unknown)!r}, which is not in "
+            f"{paths.MANIFEST}; run `dvc repro`"
         )
     matched = predictions["actual"] == predictions["predicted"]
     matrix = count_pairs(predictions, classes)

@@ -1,25 +1,45 @@
 """The figures show what they should, whatever the predictions are."""
 
 import io
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Project
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from stages import plot
 
 CLASSES = ["Ankle boot", "T-shirt/top", "NA"]
 
 
-def table(count: int, wrong: int) -> pd.DataFrame:
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    """Let no test change matplotlib's settings for the next, nor warn of glyphs without a font."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+def table(count: int, wrong: int, classes: list[str] = CLASSES) -> pd.DataFrame:
     """Return predictions of `count` images, the first `wrong` of them mistaken."""
-    names = np.array(CLASSES)
-    actual = np.arange(count) % 3
-    predicted = np.where(np.arange(count) < wrong, (actual + 1) % 3, actual)
+    names = np.array(classes)
+    actual = np.arange(count) % len(classes)
+    predicted = np.where(np.arange(count) < wrong, (actual + 1) % len(classes), actual)
     return pd.DataFrame(
         {
             "actual": names[actual],
@@ -37,6 +57,32 @@ def stripes(count: int) -> np.ndarray:
     return images
 
 
+def pixels(axes: Axes) -> np.ndarray:
+    """Return the only image of some axes, checked to be drawn as ink on paper."""
+    (image,) = axes.images
+    assert image.cmap.name == "gray_r"
+    assert image.get_clim() == (0, 255)
+    return np.asarray(image.get_array())
+
+
+def drawn_texts(figure: Figure) -> list[Text]:
+    """Draw a figure; return its texts that are not empty."""
+    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+    return [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+
+
+def check_that_all_is_in_the_picture(figure: Figure) -> None:
+    for text in drawn_texts(figure):
+        box = text.get_window_extent()
+        assert box.x0 >= -1, text
+        assert box.y0 >= -1, text
+        assert box.x1 <= figure.bbox.width + 1, text
+        assert box.y1 <= figure.bbox.height + 1, text
+
+
+# --- The grids and the sample ------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("wrong", "shown"), [(0, 0), (1, 1), (9, 9), (10, 10), (25, 10)])
 def test_a_grid_shows_up_to_ten_images_with_their_own_titles(wrong: int, shown: int) -> None:
     predictions = table(30, wrong)
@@ -45,6 +91,7 @@ def test_a_grid_shows_up_to_ten_images_with_their_own_titles(wrong: int, shown: 
     assert figure.get_suptitle() == (
         f"misclassified: {shown} of {wrong}" if shown else "misclassified: none"
     )
+    assert len(figure.axes) == 10
     drawn = [axes for axes in figure.axes if axes.images]
     assert len(drawn) == shown
     titles = {
@@ -52,17 +99,28 @@ def test_a_grid_shows_up_to_ten_images_with_their_own_titles(wrong: int, shown: 
         for index, row in zip(mistaken.index, mistaken.itertuples(), strict=True)
     }
     for axes in drawn:
-        pixels = np.asarray(axes.images[0].get_array())
-        assert (pixels == stripes(30)[titles.pop(axes.get_title()), ..., 0]).all()
+        assert (pixels(axes) == stripes(30)[titles.pop(axes.get_title()), ..., 0]).all()
+
+
+def test_the_number_of_a_grid_has_its_thousands_marked() -> None:
+    figure = plot.grid(stripes(1234), table(1234, 0), "correctly classified", seed=0)
+    assert figure.get_suptitle() == "correctly classified: 10 of 1,234"
 
 
 def test_cells_without_an_image_stay_blank() -> None:
     figure = plot.grid(stripes(30), table(30, 0).iloc[:0], "misclassified", seed=1)
     drawn = io.BytesIO()
     figure.savefig(drawn)
-    pixels = matplotlib.image.imread(io.BytesIO(drawn.getvalue()))[..., :3]
-    ink = np.flatnonzero((pixels < 1).any(axis=(1, 2)))
-    assert 0 < ink.max() < 0.1 * len(pixels)  # nothing but the title
+    picture = matplotlib.image.imread(io.BytesIO(drawn.getvalue()))[..., :3]
+    ink = np.flatnonzero((picture < 1).any(axis=(1, 2)))
+    assert 0 < ink.max() < 0.1 * len(picture)  # nothing but the title
+
+
+def test_images_are_drawn_without_ticks_or_frames() -> None:
+    figures = (plot.sample(stripes(2)[1], "Bag"), plot.grid(stripes(30), table(30, 0), "", 0))
+    for axes in (axes for figure in figures for axes in figure.axes):
+        assert len(axes.get_xticks()) == len(axes.get_yticks()) == 0
+        assert not axes.get_frame_on()
 
 
 def test_the_seed_chooses_the_images() -> None:
@@ -73,29 +131,343 @@ def test_the_seed_chooses_the_images() -> None:
     assert titles[0] == titles[1] != titles[2]
 
 
-def test_the_confusion_matrix_counts() -> None:
-    predictions = table(30, 7)
-    figure = plot.confusion(predictions, CLASSES)
-    counts = {
-        (
-            CLASSES[int(text.get_position()[1])],
-            CLASSES[int(text.get_position()[0])],
-        ): text.get_text()
-        for text in figure.axes[0].texts
-    }
-    expected = predictions.groupby(["actual", "predicted"]).size()
-    assert counts == {pair: str(count) for pair, count in expected.items()}
-
-
 def test_the_first_training_image_bears_its_name() -> None:
-    figure = plot.sample(stripes(2)[1], "Bag")
+    figure = plot.sample(stripes(5)[4], "Bag")
     assert figure.axes[0].get_title() == "first training image: Bag"
+    assert (pixels(figure.axes[0]) == stripes(5)[4, ..., 0]).all()
 
 
-def texts_overlap(path: Path) -> bool:
+# --- The confusion matrix ----------------------------------------------------------------------
+
+
+def test_the_confusion_matrix_counts(tmp_path: Path) -> None:
+    # Taken for the next class 7 times, and once for the one after: not symmetric.
+    predictions = pd.concat([table(30, 7), table(3, 3).iloc[:1].assign(predicted="NA")])
+    expected = {pair: len(rows) for pair, rows in predictions.groupby(["actual", "predicted"])}
+    assert expected["Ankle boot", "T-shirt/top"] != expected.get(("T-shirt/top", "Ankle boot"))
+
+    matrix = plot.count_pairs(predictions, CLASSES)
+    figure = plot.confusion(matrix, CLASSES)
+    axes = figure.axes[0]
+    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert axes.get_title() == "confusion matrix of the test images"
+    assert axes.yaxis_inverted()
+    across, down = (
+        dict(
+            zip(
+                axis.get_ticklocs(),
+                (label.get_text() for label in axis.get_ticklabels()),
+                strict=True,
+            )
+        )
+        for axis in (axes.xaxis, axes.yaxis)
+    )
+    counts = {}
+    for text in axes.texts:
+        x, y = text.get_position()
+        counts[down[y], across[x]] = int(text.get_text())
+        assert text.get_fontweight() == ("bold" if x == y else "normal")
+    assert counts == expected
+
+    # The darker, the more mistakes; what is right is as light as what never happens.
+    shade = np.asarray(axes.images[0].get_array())
+    for row, actual in enumerate(CLASSES):
+        for column, predicted in enumerate(CLASSES):
+            mistakes = expected.get((actual, predicted), 0) if row != column else 0
+            assert shade[row, column] == pytest.approx(mistakes**0.5)
+    low, high = axes.images[0].get_clim()
+    assert low == 0
+    assert high == pytest.approx(2 * shade.max())
+
+    plot.write_pairs(tmp_path / "confusion.csv", matrix, CLASSES)
+    lines = (tmp_path / "confusion.csv").read_bytes().decode().split("\n")
+    assert lines[:4] == ["actual,predicted,count"] + [
+        f"{name},{name},{expected.get((name, name), 0)}" for name in CLASSES
+    ]
+    assert sorted(lines[4:]) == sorted(
+        ["", *(f"{a},{p},{count}" for (a, p), count in expected.items() if a != p)]
+    )
+
+
+def test_a_matrix_without_a_mistake_is_light_all_over() -> None:
+    figure = plot.confusion(np.diag([7, 0, 12]), CLASSES)
+    (image,) = figure.axes[0].images
+    assert not np.asarray(image.get_array()).any()
+    assert image.get_clim() == (0, 2)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["7", "12"]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["no", "yes"],
+        ["benign keratosis-like lesions", "no"],
+        ["benign keratosis-like lesions", "a name of many words that goes on and on and on", "x"],
+        [f"{number} is a name that differs at its end {number}" for number in range(10)],
+        ["良性角化症様病変を含む皮膚の病変のすべて", "基底細胞癌"],
+        [str(number) for number in range(47)],
+        [f"letter {number}" for number in range(62)],
+        [f"class number {number}" for number in range(200)],
+    ],
+    ids=lambda classes: f"{len(classes)} {classes[0][:10]}",
+)
+def test_any_number_of_classes_and_any_length_of_names_stays_readable(classes: list[str]) -> None:
+    count = len(classes)
+    plot.choose_fonts(classes)
+    matrix = 3 * np.eye(count, dtype=np.int64) + np.eye(count, k=1, dtype=np.int64)
+    matrix[0, 0] = 1234
+    figure = plot.confusion(matrix, classes)
+    check_that_all_is_in_the_picture(figure)
+    axes = figure.axes[0]
+    assert 4 <= figure.get_figwidth() <= 60
+    # The matrix has most of the picture, and a cell has room for its count.
+    box = axes.get_window_extent()
+    assert box.width > 0.4 * figure.bbox.width
+    assert box.width == pytest.approx(box.height)
+    assert len(axes.texts) == 2 * count - 1
+    for text in axes.texts:
+        assert text.get_window_extent().width <= box.width / count
+    # Names do not touch, and each can be told from the others.
+    labels = axes.get_yticklabels()
+    assert len({label.get_text() for label in labels}) == count
+    for upper, lower in pairwise(labels):
+        assert not upper.get_window_extent().overlaps(lower.get_window_extent())
+    columns = [label.get_window_extent() for label in axes.get_xticklabels()]
+    for left, right in pairwise(columns):
+        assert not left.overlaps(right)
+    assert float(labels[0].get_fontsize()) >= 6
+
+
+def test_so_many_classes_that_their_counts_have_no_room() -> None:
+    figure = plot.confusion(100 * np.eye(400, dtype=np.int64), [f"c{i}" for i in range(400)])
+    assert figure.get_figwidth() <= 60
+    assert not figure.axes[0].texts
+
+
+# --- Names -------------------------------------------------------------------------------------
+
+
+def test_a_dollar_sign_is_no_formula() -> None:
+    classes = ["$x^2$", "5 $ and 6 $", r"$\no formula$"]
+    predictions = table(30, 4, classes)
+    figures = (
+        plot.grid(stripes(30), predictions, "misclassified", 0),
+        plot.confusion(plot.count_pairs(predictions, classes), classes),
+        plot.sample(stripes(1)[0], classes[2]),
+    )
+    for figure in figures:
+        texts = [text for text in drawn_texts(figure) if "$" in text.get_text()]
+        assert texts
+        assert not any(text.get_parse_math() for text in texts)
+
+
+LONG = [
+    "a name that is quite long, as those of skin lesions are",
+    "BENIGN KERATOSIS-LIKE LESIONS OF THE SKIN",
+    "良性角化症様病変を含む皮膚の病変のすべて",
+]
+
+
+@pytest.mark.parametrize("name", ["a rather long name", *LONG])
+def test_titles_of_a_grid_do_not_overlap(name: str) -> None:
+    predictions = table(30, 9).replace({"NA": name, "Ankle boot": f"{name}!"})
+    plot.choose_fonts([name])
+    figure = plot.grid(stripes(30), predictions, "correctly classified", seed=0)
+    check_that_all_is_in_the_picture(figure)
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+        assert not any(
+            box.overlaps(axes.get_window_extent().shrunk(0.9, 0.9)) for axes in figure.axes
+        )
+    check_that_all_is_in_the_picture(plot.sample(stripes(1)[0], name))
+
+
+def test_names_keep_their_beginning_and_their_end() -> None:
+    assert plot.shorten("x" * 30, 30) == "x" * 30
+    assert (
+        plot.shorten("melanoma of the kind that has stage 1", 30)
+        == "melanoma of the kind … stage 1"
+    )
+    assert len(plot.shorten("y" * 31, 30)) == 30
+    assert len(plot.shorten("Y" * 31, 30)) == 22
+    assert len(plot.shorten("犬" * 31, 30)) == 15
+    assert plot.wrap("predicted", "short", 26) == "predicted short"
+    assert plot.wrap("predicted", "benign keratosis-like lesions", 26) == (
+        "predicted benign\nkeratosis-like lesions"
+    )
+    assert plot.wrap("one", "two three four five six", 9) == "one two\nthree …"
+
+
+def system_font_has(character: str) -> bool:
+    """Tell whether a font of this machine has a character, by what fontconfig says."""
+    found = [
+        path
+        for path in font_manager.findSystemFonts()
+        if ord(character) in font_manager.get_font(path).get_charmap()
+    ]
+    return bool(found)
+
+
+def make_font(path: Path, family: str, character: str, style: str = "Regular") -> None:
+    """Build a font in which a character is a black square."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 1000), (1000, 1000), (1000, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    square, empty = pen.glyph(), TTGlyphPen(None).glyph()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({ord(character): "square"})
+    builder.setupGlyf({".notdef": empty, "square": square})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "square": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=1000, descent=0)
+    builder.setupNameTable({"familyName": family, "styleName": style})
+    builder.setupOS2(sTypoAscender=1000, fsSelection=0x20 if style == "Bold" else 0x40)
+    builder.setupPost()
+    if style == "Bold":
+        builder.font["head"].macStyle = 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    builder.save(path)
+
+
+# Characters for private use, which no font need have.
+PRIVATE = "\U000f1234"
+
+
+def rename_class(project: Project, old: str, new: str) -> None:
+    """Name a class of the finished project otherwise, without training again."""
+    for name in ("data/tensors/manifest.json", "metrics/predictions.csv"):
+        path = project.path / name
+        content = path.read_text(encoding="utf-8")
+        path.unlink()  # it may be a link into DVC's cache
+        path.write_text(content.replace(old, new), encoding="utf-8")
+
+
+def test_a_character_that_no_font_has_is_reported_once_and_comes_with_a_font(
+    finished: Project, tmp_path: Path
+) -> None:
+    rename_class(finished, "circle", PRIVATE)
+    env = {"HOME": str(tmp_path / "home"), "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8"}
+    printed = finished.stage("plot", env=env)
+    warning, rest = printed.split("\n", 1)
+    assert warning == (
+        f"warning: no font on this machine has {PRIVATE}: class names show boxes in the figures; "
+        "install one (Noto has all scripts), then run `dvc repro --force --single-item plot`"
+    )
+    assert rest.startswith("5 figures in metrics/figures: ")
+    assert rest.count("\n") == 1
+    boxes = (finished.path / "metrics/figures/confusion.png").read_bytes()
+
+    # Broken fonts and bold ones are no help.
+    fonts = tmp_path / "home/.local/share/fonts"
+    make_font(fonts / "a-bold.ttf", "Squares Bold", PRIVATE, "Bold")
+    (fonts / "b-broken.ttf").write_bytes(b"no font")
+    assert finished.stage("plot", env=env).startswith("warning: no font on this machine has")
+    make_font(fonts / "c.ttf", "Squares", PRIVATE)
+    assert finished.stage("plot", env=env) == rest
+    assert (finished.path / "metrics/figures/confusion.png").read_bytes() != boxes
+
+
+@pytest.mark.parametrize("name", ["犬", "猫の手"])
+def test_fonts_of_the_machine_draw_what_the_default_lacks(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with matplotlib.rc_context():
+        plot.choose_fonts(["7", name])
+        families = matplotlib.rcParams["font.family"]
+        assert families[0] == "DejaVu Sans"
+        printed = capfd.readouterr().err
+        if all(system_font_has(character) for character in name):
+            assert printed == ""
+            assert len(families) > 1
+            figure = plot.sample(stripes(1)[0], name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # matplotlib warns of a missing glyph
+                drawn_texts(figure)
+        else:
+            assert printed.startswith("warning: no font on this machine has ")
+
+
+def test_names_that_the_default_font_has_need_no_other(capfd: pytest.CaptureFixture[str]) -> None:
+    with matplotlib.rc_context():
+        plot.choose_fonts(["7", "Ω", "naïve café", "Ж", "عربى"])
+        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]
+    assert capfd.readouterr().err == ""
+
+
+def test_many_missing_characters_are_cut_short(capfd: pytest.CaptureFixture[str]) -> None:
+    with matplotlib.rc_context():
+        plot.choose_fonts(["".join(chr(0xF1000 + number) for number in range(11))])
+    shown = " ".join(chr(0xF1000 + number) for number in range(10))
+    assert f"has {shown} ...: class names" in capfd.readouterr().err
+    assert unicodedata.category(PRIVATE) == "Co"
+
+
+# --- The training curves -----------------------------------------------------------------------
+
+
+def test_the_curves_are_those_of_the_history() -> None:
+    nothing = float("nan")
+    history = pd.DataFrame(
+        {
+            "step": [10, 20, 30, 40],
+            "loss": [2.0, 1.0, 0.5, 0.25],
+            "accuracy": [0.1, 0.5, 0.8, 0.9],
+            "validation_loss": [nothing, 0.7, nothing, 0.3],
+            "validation_accuracy": [nothing, 0.6, nothing, 0.95],
+        }
+    )
+    figure = plot.training(history)
+    assert figure.get_suptitle() == "training"
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy"]
+    for axes in figure.axes:
+        name = axes.get_ylabel()
+        assert axes.get_xlabel() == "step"
+        legend = axes.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == ["training", "validation"]
+        curve, dots = axes.lines
+        assert (curve.get_label(), dots.get_label()) == ("training", "validation")
+        assert (
+            np.asarray(curve.get_xydata()).tolist() == history[["step", name]].to_numpy().tolist()
+        )
+        assert np.asarray(dots.get_xydata()).tolist() == (
+            history.loc[[1, 3], ["step", f"validation_{name}"]].values.tolist()
+        )
+        assert (curve.get_linestyle(), dots.get_linestyle(), dots.get_marker()) == (
+            "-",
+            "None",
+            "o",
+        )
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear"]
+    assert figure.axes[1].get_ylim()[1] == 1
+
+
+def test_without_validation_there_is_one_curve() -> None:
+    nothing = [float("nan")] * 2
+    history = pd.DataFrame(
+        {
+            "step": [1, 2],
+            "loss": [2.0, 1.0],
+            "accuracy": [0.1, 0.5],
+            "validation_loss": nothing,
+            "validation_accuracy": nothing,
+        }
+    )
+    for axes in plot.training(history).axes:
+        assert [line.get_label() for line in axes.lines] == ["training"]
+
+
+# --- The stage ---------------------------------------------------------------------------------
+
+
+def ink_at_the_border(path: Path) -> bool:
     """Tell whether ink touches the border of a figure: a text that was cut off."""
-    pixels = matplotlib.image.imread(path)[..., :3].mean(axis=2)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    picture = matplotlib.image.imread(path)[..., :3].mean(axis=2)
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     return bool((border < 0.9).any())
 
 
@@ -108,17 +480,69 @@ def test_figures_of_the_pipeline(reproduced: Project) -> None:
         height, width = matplotlib.image.imread(path).shape[:2]
         assert 200 <= height <= 1200
         assert 200 <= width <= 1200
-        assert not texts_overlap(path)
+        assert not ink_at_the_border(path)
         assert b"matplotlib" not in path.read_bytes()
 
 
-def test_titles_do_not_overlap_with_long_class_names() -> None:
-    predictions = table(30, 0).replace({"NA": "a rather long name"})
-    figure = plot.grid(stripes(30), predictions, "correctly classified", seed=0)
-    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
-    boxes = [axes.title.get_window_extent() for axes in figure.axes]
-    for index, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+def test_the_stage_draws_what_it_read(
+    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run the stage in this process, and look at its figures as they are saved."""
+    rename_class(finished, "circle", "null")
+    path = finished.path / "metrics/predictions.csv"
+    rows: Any = pd.read_csv(path, dtype=str, keep_default_na=False)
+    # A mistake of each class at least, and the last image of all is one of them.
+    for index, name in ((0, "NA"), (1, "7"), (59, "null")):
+        right = rows.loc[index, "actual"]
+        rows.loc[index, "predicted"] = name if name != right else {"NA": "7"}.get(name, "NA")
+    rows.to_csv(path, index=False)
+    finished.set_params({"plot": {"seed": 7}})
+    monkeypatch.chdir(finished.path)
+    saved: dict[str, Figure] = {}
+    save = Figure.savefig
+
+    def note(figure: Figure, target: Path, **options: Any) -> None:
+        saved[target.name.split(".")[1]] = figure
+        save(figure, target, **options)
+
+    monkeypatch.setattr(Figure, "savefig", note)
+    plot.main()
+
+    tensors = {file.stem: np.load(file) for file in Path("data/tensors").glob("*.npy")}
+    classes = ["null", "7", "NA"]
+    wrong = rows["actual"] != rows["predicted"]
+    assert capsys.readouterr().out == (
+        f"5 figures in metrics/figures: {wrong.sum()} misclassified images\n"
+    )
+    assert set(saved) == {"sample", "mismatch", "match", "confusion", "training"}
+    (axes,) = saved["sample"].axes
+    first = classes[tensors["train_labels"][0].argmax()]
+    assert axes.get_title() == f"first training image: {first}"
+    assert (pixels(axes) == tensors["train_images"][0, ..., 0]).all()
+
+    for name, title, chosen in (
+        ("mismatch", "misclassified", rows[wrong]),
+        ("match", "correctly classified", rows[~wrong]),
+    ):
+        shown = chosen.sample(min(10, len(chosen)), random_state=7)
+        assert saved[name].get_suptitle() == f"{title}: {len(shown)} of {len(chosen)}"
+        for axes, (index, row) in zip(saved[name].axes, shown.iterrows(), strict=False):
+            assert axes.get_title().split("\n")[:2] == [
+                f"predicted {row['predicted']}",
+                f"true {row['actual']}",
+            ]
+            assert (pixels(axes) == tensors["test_images"][index, ..., 0]).all()
+
+    (axes,) = saved["confusion"].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == classes
+    total = sum(int(text.get_text()) for text in axes.texts)
+    assert total == len(rows) == 60
+    history = pd.read_csv("metrics/history.csv")
+    for axes in saved["training"].axes:
+        assert np.asarray(axes.lines[0].get_ydata()).tolist() == history[axes.get_ylabel()].tolist()
+    pairs = pd.read_csv("metrics/confusion.csv", keep_default_na=False)
+    assert pairs["count"].sum() == 60
+    assert pairs["actual"].tolist()[:3] == classes
 
 
 def test_the_users_matplotlib_settings_do_not_reach_the_figures(
@@ -133,22 +557,45 @@ def test_the_users_matplotlib_settings_do_not_reach_the_figures(
     ("name", "content", "expected"),
     [
         ("predictions.csv", None, "not found; run `dvc repro`"),
-        ("predictions.csv", "", "not a table: No columns to parse from file"),
-        ("predictions.csv", "a,b\n1,2\n", "lacks the column(s) actual, confidence, predicted"),
+        ("predictions.csv", "", "not a table: No columns to parse from file; run `dvc repro`"),
+        ("predictions.csv", b"\xff\xfe\xfd", "not a table: 'utf-8' codec can't decode"),
+        (
+            "predictions.csv",
+            "a,b\n1,2\n",
+            "lacks the column(s) actual, confidence, predicted; run `dvc repro`",
+        ),
         ("predictions.csv", "actual,predicted,confidence\n7,7,1\n", "must have a row for each of"),
-        ("history.csv", "step\n1\n", "lacks the column(s) accuracy, loss"),
+        (
+            "history.csv",
+            "step\n1\n",
+            "lacks the column(s) accuracy, loss, validation_accuracy, validation_loss; ",
+        ),
         ("history.csv", None, "not found; run `dvc repro`"),
     ],
 )
 def test_tables_that_cannot_be_drawn(
-    name: str, content: str | None, expected: str, finished: Project
+    name: str, content: str | bytes | None, expected: str, finished: Project
 ) -> None:
     path = finished.path / "metrics" / name
+    before = path.read_bytes()
     path.unlink()
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     printed = finished.stage("plot", status=1)
     assert printed.startswith(f"error: metrics/{name}: ")
     assert expected in printed
+    assert printed.endswith("; run `dvc repro`\n")
     assert printed.count("\n") == 1
     assert finished.git("status", "--porcelain", "metrics/figures") == ""
+    if name == "predictions.csv" and content in (None, "a,b\n1,2\n"):
+        finished.dvc("repro")  # as the message says
+        assert path.read_bytes() == before
+
+
+def test_predictions_of_other_classes(finished: Project) -> None:
+    path = finished.path / "metrics/predictions.csv"
+    path.write_text(path.read_text().replace("circle", "square"))
+    assert finished.stage("plot", status=1) == (
+        "error: metrics/predictions.csv: names the class 'square', which is not in "
+        "data/tensors/manifest.json; run `dvc repro`\n"
+    )
