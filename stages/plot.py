@@ -132,7 +132,7 @@ def confusion(matrix: NDArray[np.int64], classes: list[str]) -> Figure:
     axes.set_yticks(range(count), names, parse_math=False)
     if count > 20:
         axes.tick_params(labelsize=min(size, 60 * cell))
-    if longest > 2:
+    if longest >= 3:
         axes.tick_params(axis="x", rotation=90)
     axes.set_title("confusion matrix of the test images", wrap=True)
     axes.set(xlabel="predicted", ylabel="true")
