@@ -270,11 +270,12 @@ def test_a_compressed_file_is_refused_until_it_is_unpacked(tmp_path: Path) -> No
     assert read_idx(tmp_path / "file").tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.timeout(20)  # a reader that opened the pipe would wait for ever
 def test_not_a_regular_file(tmp_path: Path) -> None:
     why = "is not a regular file; give the path of an IDX file"
     assert refused(tmp_path) == why
     pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)  # a reader that opened it would wait for ever
+    os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
         with pytest.raises(IdxError, match=why):
             read_idx(path)
