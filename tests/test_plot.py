@@ -484,17 +484,22 @@ def test_figures_of_the_pipeline(reproduced: Project) -> None:
         assert b"matplotlib" not in path.read_bytes()
 
 
+@pytest.mark.parametrize("classes", [["null", "7", "NA"], ["007", "7", "1e3"]])
 def test_the_stage_draws_what_it_read(
-    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    classes: list[str],
+    finished: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Run the stage in this process, and look at its figures as they are saved."""
-    rename_class(finished, "circle", "null")
+    rename_class(finished, "circle", classes[0])
+    rename_class(finished, "NA", classes[2])
     path = finished.path / "metrics/predictions.csv"
     rows: Any = pd.read_csv(path, dtype=str, keep_default_na=False)
-    # A mistake of each class at least, and the last image of all is one of them.
-    for index, name in ((0, "NA"), (1, "7"), (59, "null")):
-        right = rows.loc[index, "actual"]
-        rows.loc[index, "predicted"] = name if name != right else {"NA": "7"}.get(name, "NA")
+    # Some mistakes at least, and the last image is one of them.
+    for index in (0, 1, 59):
+        right = classes.index(rows.loc[index, "actual"])
+        rows.loc[index, "predicted"] = classes[(right + 1) % 3]
     rows.to_csv(path, index=False)
     finished.set_params({"plot": {"seed": 7}})
     monkeypatch.chdir(finished.path)
@@ -509,7 +514,6 @@ def test_the_stage_draws_what_it_read(
     plot.main()
 
     tensors = {file.stem: np.load(file) for file in Path("data/tensors").glob("*.npy")}
-    classes = ["null", "7", "NA"]
     wrong = rows["actual"] != rows["predicted"]
     assert capsys.readouterr().out == (
         f"5 figures in metrics/figures: {wrong.sum()} misclassified images\n"
@@ -540,8 +544,8 @@ def test_the_stage_draws_what_it_read(
     history = pd.read_csv("metrics/history.csv")
     for axes in saved["training"].axes:
         assert np.asarray(axes.lines[0].get_ydata()).tolist() == history[axes.get_ylabel()].tolist()
-    pairs = pd.read_csv("metrics/confusion.csv", keep_default_na=False)
-    assert pairs["count"].sum() == 60
+    pairs = pd.read_csv("metrics/confusion.csv", dtype=str, keep_default_na=False)
+    assert pairs["count"].astype(int).sum() == 60
     assert pairs["actual"].tolist()[:3] == classes
 
 
