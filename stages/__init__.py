@@ -1,12 +1,11 @@
 """The stages of the pipeline, in the order of dvc.yaml, and the modules that they share."""
 
-import signal
 import sys
 
-from stages.common import errors
+from stages.common import environment, errors
 
-# `python -m stages.NAME` runs this first, with "-m" still in the name's place: Ctrl-C ends in one
-# line while the stage imports its libraries, too. Whoever imports a module of ours is left alone.
+# `python -m stages.NAME` runs this first, while sys.argv[0] is still "-m". Everything below must
+# happen before the stage imports its libraries. Other programs that import us are left alone.
 if sys.argv[0] == "-m":
-    signal.signal(signal.SIGINT, errors.note_interrupt)
-    sys.excepthook = errors.excepthook
+    errors.catch_signals()
+    environment.isolate()

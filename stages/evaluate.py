@@ -27,10 +27,12 @@ class EvaluateParams(params.Section):
     instructions: runtime.Instructions
 
 
-def predict(images: tensors.UInt8, p: EvaluateParams) -> NDArray[np.float64]:
+def predict(images: tensors.UInt8, parameters: EvaluateParams) -> NDArray[np.float64]:
     """Return the network's probabilities, (N, classes), for images of shape (N, h, w, 1)."""
-    runtime.start(0, p.threads, p.instructions)
-    # Imported here, because TensorFlow takes seconds and must be set up first.
+    runtime.start(0, parameters.threads, parameters.instructions)
+    # TensorFlow takes seconds to import, and must be set up first.
+    import tensorflow as tf
+
     from stages.model import model_file
 
     model = model_file.load(paths.MODEL)
@@ -39,14 +41,17 @@ def predict(images: tensors.UInt8, p: EvaluateParams) -> NDArray[np.float64]:
             f"{paths.MODEL}: was trained on images of shape {model.input_shape[1:]}, but the test "
             f"images are {images.shape[1:]}; run `dvc repro`"
         )
-    probabilities = model.predict(images, batch_size=p.batch_size, verbose=0)
-    return np.asarray(probabilities, dtype=np.float64)
+    # Not model.predict: its tf.data pipeline logs an error where the last batch is smaller.
+    network = tf.function(lambda batch: model(batch, training=False), autograph=False)
+    size = parameters.batch_size
+    batches = [network(images[i : i + size]).numpy() for i in range(0, len(images), size)]
+    return np.concatenate(batches).astype(np.float64)
 
 
 def tabulate(
     actual: NDArray[np.intp], probabilities: NDArray[np.float64], classes: list[str]
 ) -> pd.DataFrame:
-    """Return a row an image: index, actual and predicted class name, confidence 0..1."""
+    """Return a row for each image: index, actual and predicted class name, confidence 0..1."""
     names = np.array(classes)
     return pd.DataFrame(
         {
@@ -63,7 +68,7 @@ def measure(
     """Return what metrics.json holds, from labels (N,) and probabilities (N, classes).
 
     `loss` is the mean categorical cross-entropy, in nats, probabilities clipped at 1e-7 as Keras
-    does. A precision or recall of nothing counts as 0.
+    does. A class without predictions has precision 0, one without images has recall 0.
     """
     predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
@@ -94,11 +99,11 @@ def measure(
 
 def main() -> None:
     """Predict the test images, write the metrics and the predictions."""
-    p = params.load("evaluate", EvaluateParams)
+    parameters = params.load("evaluate", EvaluateParams)
     images, labels = tensors.load("test")
     classes = tensors.read_manifest().classes
     actual = labels.argmax(axis=1)
-    probabilities = predict(images, p)
+    probabilities = predict(images, parameters)
     if not np.isfinite(probabilities).all():
         raise StageError(f"{paths.MODEL}: predicts values that are not numbers; train it again")
     metrics = measure(actual, probabilities, classes)

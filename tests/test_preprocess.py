@@ -328,7 +328,9 @@ def test_a_full_disk_leaves_the_old_tensors(project: Project) -> None:
     # No file may grow beyond 8 KiB (16 blocks of 512 bytes), so none of coverage's either.
     script = "unset COVERAGE_PROCESS_CONFIG; ulimit -f 16; exec python -m stages.preprocess"
     printed = project.run("sh", "-c", script, status=1)
-    assert printed == "error: cannot read or write: File too large; mend that and run it again\n"
+    assert printed == (
+        "error: a file: File too large; check the file and its disk, then run it again\n"
+    )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -1,7 +1,6 @@
 """The train stage, run as it is in a folder of its own, and what it refuses."""
 
 import hashlib
-import importlib
 import json
 import os
 import pty
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
 import yaml
 from conftest import ROOT
 
 from stages import train
-from stages.model import runtime, training
+from stages.model import training
 
 OUTPUTS = ("data/model/model.keras", "metrics/history.csv", "metrics/training.json")
 PARAMS: dict[str, Any] = {
@@ -273,55 +270,3 @@ def test_without_a_terminal_a_line_every_ten_seconds(
         "train: 300 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 28 s left",
         "train: 600 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 16 s left",
     ]
-
-
-def test_packages_that_keras_does_not_need_are_hidden_from_it() -> None:
-    with runtime._hiding(["this", "os"]):
-        import os as visible  # noqa: F401
-
-        with pytest.raises(ModuleNotFoundError):
-            importlib.import_module("this")
-    assert "this" not in sys.modules
-
-
-def test_tensorflows_noise_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
-    with runtime._quiet():
-        os.write(2, b"noise\n")
-    assert capfd.readouterr().err == ""
-
-
-def test_tensorflows_noise_shows_if_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
-        with runtime._quiet():
-            os.write(2, b"reason\n")
-            raise ImportError
-
-    with pytest.raises(ImportError):
-        fail()
-    assert capfd.readouterr().err == "reason\n"
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "gpus", "fast"),
-    [
-        ("vendor_id\t: AuthenticAMD\nflags\t: avx2 avx512f avx512_bf16 fma\n", [], True),
-        ("vendor_id\t: GenuineIntel\nflags\t: avx2 avx512f avx512_bf16 fma\n", [], False),
-        ("vendor_id\t: GenuineIntel\nflags\t: avx512_bf16 amx_bf16 fma\n", [], True),
-        ("flags\t: avx2 avx512f fma\n", [], False),
-        ("flags\t: avx2\n", ["a GPU"], True),
-        (None, [], False),
-    ],
-)
-def test_who_computes_in_bfloat16(
-    cpuinfo: str | None,
-    gpus: list[str],
-    fast: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    devices: Callable[[str], list[str]] = lambda kind: gpus if kind == "GPU" else []  # noqa: E731
-    monkeypatch.setattr(tf.config, "list_physical_devices", devices)
-    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
-    if cpuinfo is not None:
-        runtime.CPUINFO.write_text(cpuinfo)
-    assert runtime.has_fast_bfloat16() is fast

@@ -1,13 +1,28 @@
-"""Expected failures: one line for the user instead of a traceback."""
+"""How a stage ends when it does not succeed: one line for the user instead of a traceback."""
 
+import ctypes
+import errno
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 
-_interrupted = False
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_REMEDIES = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "make its disk writable",
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some disk space",
+}
+
+_caught: signal.Signals | None = None
+_caught_at = 0.0
 
 
 class StageError(Exception):
@@ -17,7 +32,7 @@ class StageError(Exception):
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; turn an expected failure into one `error:` line and status 1.
 
-    Ctrl-C is left to `excepthook`. Anything else is a bug and keeps its traceback.
+    Signals are left to `excepthook`. Anything else is a bug and keeps its traceback.
     """
     try:
         main()
@@ -27,26 +42,47 @@ def run(main: Callable[[], None]) -> None:
         _exit(f"not enough memory ({error}); close other programs or set preprocess.max_images")
     except OSError as error:
         # Python names the file when it cannot be opened, but not when a disk is full.
-        name = "cannot read or write" if error.filename is None else os.fsdecode(error.filename)
-        _exit(f"{name}: {error.strerror or error}; mend that and run it again")
+        name = "a file" if error.filename is None else os.fsdecode(error.filename)
+        remedy = _REMEDIES.get(error.errno or 0, "check the file and its disk")
+        _exit(f"{name}: {error.strerror or error}; {remedy}, then run it again")
 
 
-def note_interrupt(number: int, frame: FrameType | None) -> None:
-    """Do as Python does on Ctrl-C, and let `excepthook` know of it.
+def catch_signals() -> None:
+    """Let Ctrl-C, `kill` and a closed terminal end this process in one line, cleaned up.
+
+    So does the end of a `dvc repro` that runs this stage: DVC does not stop its stages itself.
+    """
+    for number in SIGNALS:
+        # nohup ignores SIGHUP. DVC's parents may ignore SIGINT, but Ctrl-C is meant for us too.
+        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    sys.excepthook = excepthook
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        # Not without DVC: a stage started with nohup outlives its shell.
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, and remember the signal for `excepthook`.
 
     A library that is interrupted while it is imported may raise something else instead.
     """
-    global _interrupted
-    _interrupted = True
-    signal.default_int_handler(number, frame)
+    global _caught, _caught_at
+    # A signal to a whole process group comes twice: to us, and again when DVC has died of it.
+    # The second must not cut the cleaning up short.
+    if _caught and time.monotonic() - _caught_at < 1:
+        return
+    _caught, _caught_at = signal.Signals(number), time.monotonic()
+    raise KeyboardInterrupt
 
 
 def excepthook(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """End Ctrl-C in one `error:` line and status 130, as shells expect; else show the traceback."""
-    if _interrupted or issubclass(kind, KeyboardInterrupt):
-        _exit("interrupted; run it again to complete", status=130)
+    """End a signal in one `error:` line; show the traceback of anything else."""
+    if _caught:
+        _exit("")
     sys.__excepthook__(kind, error, traceback)
 
 
@@ -55,6 +91,16 @@ def hide_credentials(text: str) -> str:
     return re.sub(r"//[^/?#\s]*@", "//", text)
 
 
-def _exit(message: str, status: int = 1) -> None:
+def _exit(message: str) -> None:
+    status = 1
+    if _caught:  # whatever a library made of it
+        how = "interrupted" if _caught == signal.SIGINT else f"stopped by {_caught.name}"
+        message, status = f"{how}; run it again to complete", 128 + _caught
+    stage, lock = os.environ.get("DVC_STAGE"), Path("dvc.lock")
+    if stage and lock.exists() and f"\n  {stage}:\n" in lock.read_text(encoding="utf-8"):
+        message += (
+            "; DVC removed the old outputs of this stage before it ran: "
+            "`git restore metrics` and `dvc checkout` bring them back"
+        )
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(status)

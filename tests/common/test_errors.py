@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, STAGES
@@ -23,16 +25,36 @@ def raising(error: BaseException) -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (errors.StageError("a.txt: two\n lines"), "error: a.txt: two lines"),
+        (errors.StageError("a.txt: two\n lines"), "a.txt: two lines"),
         (
-            OSError(errno.ENOSPC, "No space left on device", "a"),
-            "a: No space left on device;",
+            OSError(errno.ENOSPC, "No space left on device", b"a"),
+            "a: No space left on device; free some disk space, then run it again",
         ),
         (
-            PermissionError(errno.EACCES, "Permission denied"),
-            "cannot read or write: Permission",
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            "a file: Disk quota exceeded; free some disk space, then run it again",
         ),
-        (MemoryError("Unable to allocate 9 GiB"), "not enough memory (Unable to allocate 9 GiB)"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a"),
+            "a: Permission denied; check its permissions, then run it again",
+        ),
+        (
+            OSError(errno.EPERM, "Operation not permitted", "a"),
+            "a: Operation not permitted; check its permissions, then run it again",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "a"),
+            "a: Read-only file system; make its disk writable, then run it again",
+        ),
+        (
+            OSError("10 requested and 5 written"),  # as NumPy says it
+            "a file: 10 requested and 5 written; check the file and its disk, then run it again",
+        ),
+        (
+            MemoryError("Unable to allocate 9 GiB"),
+            "not enough memory (Unable to allocate 9 GiB); "
+            "close other programs or set preprocess.max_images",
+        ),
     ],
 )
 def test_one_line_and_status_1(
@@ -40,20 +62,23 @@ def test_one_line_and_status_1(
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         raising(error)
-    printed = capsys.readouterr()
     assert stop.value.code == 1
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert line in printed.err
-    assert printed.err.count("\n") == 1
+    assert capsys.readouterr() == ("", f"error: {line}\n")
 
 
 @pytest.mark.parametrize("imports", [0, 30, 150])
 @pytest.mark.parametrize("module", [*(f"stages.{name}" for name in STAGES), "tools.verify"])
-def test_an_interrupt_while_importing_is_one_line_and_the_status_that_shells_expect(
-    module: str, imports: int, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (signal.SIGINT, "error: interrupted; run it again to complete\n"),
+        (signal.SIGTERM, "error: stopped by SIGTERM; run it again to complete\n"),
+    ],
+)
+def test_a_signal_while_importing_is_one_line_and_the_status_that_shells_expect(
+    module: str, imports: int, number: signal.Signals, line: str, tmp_path: Path
 ) -> None:
-    # Python says of each import when it is done, so that Ctrl-C comes in the midst of them.
+    # Python says of each import when it is done, so that the signal comes in the midst of them.
     command = [sys.executable, "-X", "importtime", "-m", module]
     with subprocess.Popen(
         command,
@@ -67,10 +92,81 @@ def test_an_interrupt_while_importing_is_one_line_and_the_status_that_shells_exp
             pass
         for _ in range(imports):
             next(process.stderr)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed = [line for line in process.stderr if not line.startswith("import time:")]
-    assert printed == ["error: interrupted; run it again to complete\n"]
+    assert printed == [line]
+    assert process.returncode == 128 + number
+
+
+# A stage that says when it is ready, and that it could clean up.
+WAITING = """
+import sys; sys.argv[0] = "-m"
+import contextlib, os, time
+from stages.common import errors
+
+def main():
+    try:
+        print("ready", flush=True)
+        BUSY
+        time.sleep(60)
+    finally:
+        time.sleep(0.2)
+        print("cleaned up", flush=True)
+
+errors.run(main)
+"""
+
+
+def waiting(busy: str = "pass", **options: Any) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING.replace("BUSY", busy)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    return process
+
+
+def test_a_second_signal_at_once_does_not_stop_the_cleaning_up() -> None:
+    process = waiting()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate() == (
+        "cleaned up\n",
+        "error: stopped by SIGTERM; run it again to complete\n",
+    )
+    assert process.returncode == 143
+
+
+def test_a_signal_that_a_library_swallowed_can_be_sent_again() -> None:
+    process = waiting("with contextlib.suppress(BaseException): time.sleep(60)")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert stderr == "error: interrupted; run it again to complete\n"
     assert process.returncode == 130
+
+
+def test_a_closed_terminal_stops_it_but_not_under_nohup() -> None:
+    process = waiting()
+    process.send_signal(signal.SIGHUP)
+    _, stderr = process.communicate()
+    assert stderr == "error: stopped by SIGHUP; run it again to complete\n"
+    assert process.returncode == 129
+
+    process = waiting(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
 
 
 def test_an_interrupted_import_that_fails_is_an_interrupt(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""What the user's environment holds neither reaches the results nor makes a library speak."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, STAGES, Project
+
+# Each of these changed bits or ended a stage in a traceback.
+HOSTILE = {
+    "FREETYPE_PROPERTIES": "truetype:interpreter-version=35",
+    "KERAS_MAX_EPOCHS": "1",
+    "KERAS_MAX_STEPS_PER_EPOCH": "1",
+    "MPLBACKEND": "bogus",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
+    "PYTHONWARNINGS": "error",
+    "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": "1",
+    "TF_XLA_FLAGS": "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit",
+    "TQDM_MININTERVAL": "abc",
+}
+HARMLESS = {
+    "CUDA_VISIBLE_DEVICES": "0",
+    "HTTPS_PROXY": "http://proxy.example.com:3128",
+    "ONEDNN_VERBOSE": "0",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "SLURM_PROCID": "1",
+    "TF_CONFIG": "{}",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_GPU_ALLOCATOR": "cuda_malloc_async",
+}
+
+
+def run(project: Project, stage: str, env: dict[str, str]) -> tuple[int, str, str]:
+    """Run a stage; return its exit status, stdout and stderr."""
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    result = subprocess.run(
+        command,
+        cwd=project.path,
+        env=project.env | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def contents(project: Project) -> dict[str, bytes]:
+    """Return every output of the pipeline."""
+    return {
+        str(file.relative_to(project.path)): file.read_bytes()
+        for folder in ("data/raw", "data/tensors", "data/model", "metrics")
+        for file in (project.path / folder).rglob("*")
+        if file.is_file()
+    }
+
+
+def test_only_a_stage_drops_variables_and_only_those_that_libraries_read() -> None:
+    code = "import os, sys; sys.argv[0] = {!r}; import stages; print(*os.environ)"
+    env = os.environ | HOSTILE | HARMLESS | {"PYTHONPATH": str(ROOT)}
+    names = {
+        argument: set(
+            subprocess.run(
+                [sys.executable, "-c", code.format(argument)],
+                env=env,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.split()
+        )
+        for argument in ("-m", "notebook.py")
+    }
+    assert names["notebook.py"] >= {*HOSTILE, *HARMLESS}
+    assert names["-m"] >= {*HARMLESS, "PATH"}
+    # Python itself has read its own by then.
+    assert names["-m"] & {*HOSTILE} == {"PYTHONWARNINGS"}
+
+
+@pytest.mark.slow
+def test_a_hostile_environment_changes_no_bit(finished: Project, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    settings = {"floatx": "float64", "epsilon": 0.1, "image_data_format": "channels_first"}
+    for name, text in {
+        ".keras/keras.json": json.dumps(settings | {"backend": "torch"}),
+        ".config/matplotlib/matplotlibrc": "font.size: 20\nno.such.key: 1\n\xff",
+        "site/sitecustomize.py": "import os\nos.environ['TF_DISABLE_MKL'] = '1'\n",
+    }.items():
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text(text, encoding="latin-1")
+    before = contents(finished)
+    for stage in STAGES:
+        env = HOSTILE | {"HOME": str(home), "PYTHONPATH": str(home / "site")}
+        status, _, stderr = run(finished, stage, env)
+        assert (status, stderr) == (0, ""), stage
+    assert contents(finished) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("home", "batch_size"),
+    [("writable", 20), ("writable", 7), ("/dev/null", 20), ("/dev/null", 7)],
+)
+def test_no_library_speaks(project: Project, tmp_path: Path, home: str, batch_size: int) -> None:
+    project.set_params({stage: {"batch_size": batch_size} for stage in ("train", "evaluate")})
+    env = {"HOME": str(tmp_path) if home == "writable" else home, "TMPDIR": str(tmp_path)}
+    before = set(tmp_path.iterdir())
+    for stage in STAGES:
+        status, stdout, stderr = run(project, stage, env)
+        assert (status, stderr) == (0, ""), stage
+        assert stdout.count("\n") == 1, stage
+    left = {path.name for path in set(tmp_path.iterdir()) - before}
+    assert left <= {".cache", ".config"}  # matplotlib's list of fonts, in a home that has room
+
+
+@pytest.mark.slow
+def test_names_beyond_ascii_on_an_output_of_ascii(project: Project) -> None:
+    catalogue = project.path / "data/datasets.yaml"
+    text = catalogue.read_text(encoding="utf-8")
+    catalogue.write_text(
+        text.replace("title: Small", "title: Kuzushi-七").replace("- circle", "- \u3042"),
+        encoding="utf-8",
+    )
+    for stage in STAGES:
+        status, stdout, stderr = run(project, stage, {"PYTHONIOENCODING": "ascii"})
+        # The plot may warn of a font.
+        assert (status, "Traceback" in stderr) == (0, False), stderr
+        if stage == "fetch":
+            assert stdout == "fetched Kuzushi-\\u4e03 from data/mirror/small/\n"
