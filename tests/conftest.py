@@ -87,6 +87,16 @@ class Project:
         return Project(path, self.env)
 
 
+def contents(project: Project) -> dict[str, bytes]:
+    """Return every output of the pipeline."""
+    return {
+        str(file.relative_to(project.path)): file.read_bytes()
+        for folder in ("data/raw", "data/tensors", "data/model", "metrics")
+        for file in (project.path / folder).rglob("*")
+        if file.is_file()
+    }
+
+
 def environment(home: Path) -> dict[str, str]:
     """Return an environment that nothing of the user's, Git's or DVC's settings reaches."""
     keep = ("LANG", "LC_ALL", "TMPDIR", "COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
@@ -97,6 +107,7 @@ def environment(home: Path) -> dict[str, str]:
         "GIT_CONFIG_SYSTEM": os.devnull,
         **{f"GIT_{who}_NAME": "Tester" for who in ("AUTHOR", "COMMITTER")},
         **{f"GIT_{who}_EMAIL": "tester@example.com" for who in ("AUTHOR", "COMMITTER")},
+        "DVC_NO_ANALYTICS": "1",
         "DVC_GLOBAL_CONFIG_DIR": str(home / "dvc-global"),
         "DVC_SYSTEM_CONFIG_DIR": str(home / "dvc-system"),
         "DVC_SITE_CACHE_DIR": str(home / "dvc-site"),

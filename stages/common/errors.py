@@ -1,13 +1,15 @@
 """How a stage ends when it does not succeed: one line for the user instead of a traceback."""
 
-import ctypes
 import errno
 import os
 import re
+import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -50,17 +52,31 @@ def run(main: Callable[[], None]) -> None:
 def catch_signals() -> None:
     """Let Ctrl-C, `kill` and a closed terminal end this process in one line, cleaned up.
 
-    So does the end of a `dvc repro` that runs this stage: DVC does not stop its stages itself.
+    So does the end of the `dvc repro` that runs this stage: DVC does not stop its stages itself.
     """
     for number in SIGNALS:
-        # nohup ignores SIGHUP. DVC's parents may ignore SIGINT, but Ctrl-C is meant for us too.
+        # nohup ignores SIGHUP. SIGINT is ours even if a shell started us in the background with &.
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     sys.excepthook = excepthook
+    # Without DVC nobody is watched: a stage that was started with nohup outlives its shell.
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        # Not without DVC: a stage started with nohup outlives its shell.
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        with suppress(OSError):
+            ended = os.pidfd_open(_dvc_process())
+            threading.Thread(target=_stop_after, args=[ended], daemon=True).start()
+
+
+def _dvc_process() -> int:
+    """Return the process that runs this stage: our parent, or that of the shell between."""
+    parent = Path("/proc", str(os.getppid()))
+    if "\0-c\0python -m stages." in parent.joinpath("cmdline").read_text():
+        return int(parent.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+    return os.getppid()
+
+
+def _stop_after(ended: int) -> None:
+    select.select([ended], [], [])
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _stop(number: int, _: FrameType | None) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, STAGES, Project
+from conftest import ROOT, STAGES, Project, contents
 
 # Each of these changed bits or ended a stage in a traceback.
 HOSTILE = {
@@ -45,16 +45,6 @@ def run(project: Project, stage: str, env: dict[str, str]) -> tuple[int, str, st
         check=False,
     )
     return result.returncode, result.stdout, result.stderr
-
-
-def contents(project: Project) -> dict[str, bytes]:
-    """Return every output of the pipeline."""
-    return {
-        str(file.relative_to(project.path)): file.read_bytes()
-        for folder in ("data/raw", "data/tensors", "data/model", "metrics")
-        for file in (project.path / folder).rglob("*")
-        if file.is_file()
-    }
 
 
 def test_only_a_stage_drops_variables_and_only_those_that_libraries_read() -> None:

@@ -1,4 +1,4 @@
-"""Two at once in a clone, two clones on a cache, and a kill in each stage."""
+"""Two at once in a clone, two clones on a cache, and stages that are stopped or fail."""
 
 import os
 import signal
@@ -7,7 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import STAGES, Project, contents
+
+pytestmark = pytest.mark.slow
+
+REMEDY = (
+    "; DVC removed the old outputs of this stage before it ran: "
+    "`git restore metrics` and `dvc checkout` bring them back\n"
+)
 
 
 def start(project: Project, *command: str) -> subprocess.Popen[str]:
@@ -84,7 +91,7 @@ def test_two_clones_share_a_cache(finished: Project, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_kill_in_each_stage_changes_nothing(project: Project, reproduced: Project) -> None:
-    for stage in ("fetch", "preprocess", "train", "evaluate", "plot"):
+    for stage in STAGES:
         run = start(project, "dvc", "repro")
         try:
             wait_for(run, f"> python -m stages.{stage}")
@@ -96,3 +103,59 @@ def test_a_kill_in_each_stage_changes_nothing(project: Project, reproduced: Proj
     assert (project.path / lock).read_text() == (reproduced.path / lock).read_text()
     assert not list(project.path.rglob("*.tmp"))
     project.verify()
+
+
+def get_back(project: Project, before: dict[str, bytes]) -> None:
+    """Do what REMEDY says, and check that all outputs are as they were."""
+    project.git("restore", "metrics")
+    project.dvc("checkout")
+    assert contents(project) == before
+    project.git("restore", "params.yaml")
+    assert project.git("status", "--porcelain") == ""
+    assert "up to date" in project.dvc("status")
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_does_not_outlive_dvc(
+    finished: Project, shell: str, number: signal.Signals
+) -> None:
+    before = contents(finished)
+    finished.set_params({"train": {"epochs": 100_000}})
+    run = start(Project(finished.path, finished.env | {"SHELL": shell}), "dvc", "repro")
+    try:
+        wait_for(run, "> python -m stages.train")
+        time.sleep(4)  # it trains
+        run.send_signal(number)
+        # The output ends when the last process that writes to it has ended.
+        printed, _ = run.communicate(timeout=30)
+    finally:
+        kill(run)
+    assert run.returncode == -number
+    assert printed == f"error: stopped by SIGTERM; run it again to complete{REMEDY}"
+    assert not list(finished.path.rglob("*.tmp"))
+    get_back(finished, before)
+
+
+def test_dvc_removes_what_a_stage_that_fails_alone_would_keep(finished: Project) -> None:
+    before = contents(finished)
+    finished.set_params({"train": {"batch_size": 500}})
+    line = "error: params.yaml: train.batch_size is 500, but there are only 120 training images; "
+    printed = finished.stage("train", status=1)
+    assert printed.startswith(line)
+    assert not printed.endswith(REMEDY)
+    assert contents(finished) == before
+
+    printed = finished.dvc("repro", status=255)
+    assert line in printed
+    assert REMEDY in printed
+    lost = {"data/model/model.keras", "metrics/history.csv", "metrics/training.json"}
+    assert contents(finished).keys() == before.keys() - lost
+    get_back(finished, before)
+
+
+def test_what_never_was_cannot_be_got_back(project: Project) -> None:
+    project.set_params({"train": {"batch_size": 500}})
+    printed = project.dvc("repro", status=255)
+    assert "error: params.yaml: train.batch_size is 500" in printed
+    assert "git restore" not in printed
