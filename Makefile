@@ -1,12 +1,18 @@
-# Everything runs from .venv, which is made from the hash-pinned locks and again when they change.
+# Everything runs in .venv, which is made from the hash-pinned locks, and again when they change.
+# GNU make 3.81 and the tools of macOS are enough.
 
 PYTHON ?= python3
+# Make 3.81 finds a command on the PATH below only if a shell of our choice starts it.
+SHELL := /bin/bash
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 # As pip does; without it TensorFlow's first import takes three times as long.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: repro test bench seeds lint lock clean
+.PHONY: help repro test test-quick bench seeds lint lock clean
+
+help:  ## list the targets
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 repro: .venv/pipeline.stamp  ## run the stages that are out of date
 	dvc repro
@@ -14,7 +20,10 @@ repro: .venv/pipeline.stamp  ## run the stages that are out of date
 test: .venv/tests.stamp  ## run all tests
 	pytest -n auto --cov
 
-bench: .venv/tests.stamp  ## compare speed and memory with the notebook (PYTORCH=its Python: and with PyTorch)
+test-quick: .venv/tests.stamp  ## run the tests that take seconds
+	pytest -n auto -m 'not slow'
+
+bench: .venv/tests.stamp  ## compare speed with the notebook (PYTORCH=its Python: with PyTorch, too)
 	python -m benchmarks.compare $(if $(PYTORCH),--pytorch $(PYTORCH))
 
 seeds: .venv/tests.stamp  ## measure the accuracy of the default recipe over ten seeds
@@ -36,7 +45,12 @@ lock: .venv/pipeline.stamp  ## renew the locks from pyproject.toml
 clean:  ## remove .venv; data, model and DVC's cache stay
 	rm -rf .venv
 
+NO_GIT := error: not a Git repository, which DVC needs: clone the project, or run \
+    `git init && git add .` here first
+
+# uv installs the locks in a seventh of pip's time; its own lock is for pip, with hashes as well.
 .venv/bin/uv: requirements-uv.lock
+	@[ -e .git ] || git rev-parse 2>/dev/null || { echo '$(NO_GIT)' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
 	    "error: $(PYTHON) is Python %d.%d; this needs 3.11 to 3.13: make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
@@ -55,21 +69,23 @@ clean:  ## remove .venv; data, model and DVC's cache stay
 .venv/vega.js: .venv/tests.stamp
 	python -c 'import vl_convert; print(vl_convert.javascript_bundle(vl_version="5.8"))' > $@
 
-# What a team needs; README.md shows when.
+# What a team needs; the documentation shows when.
 
 BASE ?= origin/main
 
 .PHONY: verify verify-remote hooks experiments smoke locked pushed report
 
-verify: .venv/pipeline.stamp  ## hash outputs again, in workspace and cache; mend what can be
+verify: .venv/pipeline.stamp  ## check the bytes of workspace and cache, repair what can be
 	@python -m tools.verify
 
-verify-remote: .venv/pipeline.stamp  ## hash the remote's data again, remove what is damaged
+verify-remote: .venv/pipeline.stamp  ## check the bytes of the remote, remove what is damaged
 	@python -m tools.verify --remote
 
-hooks: .venv/pipeline.stamp  ## let Git call DVC on commit, push and checkout
+hooks: .venv/pipeline.stamp  ## let Git run DVC on commit, push and checkout
 	@grep -qs 'dvc git-hook' $(HOOKS) || dvc install
-	@sed -i.tmp 's|^exec dvc|PATH=".venv/bin:$$PATH" exec dvc|' $(HOOKS) && rm $(HOOKS:=.tmp)
+	@for hook in $(HOOKS); do \
+	    text=$$(sed 's|^exec dvc|PATH=".venv/bin:$$PATH" exec dvc|' "$$hook") && \
+	    echo "$$text" >"$$hook" || exit; done
 	@echo 'Git runs "dvc status" on commit, "dvc checkout" on checkout, "dvc push" on push'
 
 HOOKS = $(addprefix $(shell git rev-parse --git-path hooks)/,pre-commit pre-push post-checkout)
@@ -87,7 +103,7 @@ locked: .venv/pipeline.stamp  ## fail unless dvc.lock matches code and parameter
 
 pushed: .venv/pipeline.stamp  ## fail if the remote lacks data of dvc.lock
 	@[ -n "$$(dvc remote list)" ] || { echo 'no remote: nothing to check'; exit; }; \
-	found=$$(dvc status --cloud) && ! echo "$$found" | grep -E '^\s*(new|missing):' || \
+	found=$$(dvc status --cloud) && ! echo "$$found" | grep -E '^[[:space:]]*(new|missing):' || \
 	    { echo 'error: the remote lacks data of dvc.lock; run `dvc push`' >&2; exit 1; }
 
 report: .venv/pipeline.stamp  ## compare with BASE: Markdown here, plots in dvc_plots/index.html

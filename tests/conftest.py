@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,17 @@ def add_small_dataset(root: Path) -> None:
     }
     with (root / "data/datasets.yaml").open("a") as catalogue:
         catalogue.write("\n" + yaml.safe_dump({"small": entry}, sort_keys=False))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give tests, and all that they start, a temporary folder that must be empty at the end."""
+    folder = tmp_path_factory.mktemp("tmp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
         "volume.max": 50,
         "volume.minFreeSpace": "1MiB",
     }
-    command = [f"{Path(sys.executable).parent}/weed", "server", "-s3"]
+    command = [f"{Path(sys.executable).parent}/weed", f"-logdir={folder}", "server", "-s3"]
     command += [f"-{name}={value}" for name, value in (options | ports).items()]
     with serving(command, folder / "log"):
         yield login | {"endpointurl": f"http://127.0.0.1:{ports['s3.port']}"}
