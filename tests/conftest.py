@@ -32,6 +32,14 @@ SMALL_PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark as slow what a team does, and what needs all stages to have run."""
+    for item in items:
+        if "team" in item.path.parts or {"reproduced", "audited"} & {*item.fixturenames}:
+            item.add_marker(pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class Project:
     """A clone of this project in a folder of its own."""

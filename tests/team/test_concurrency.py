@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import STAGES, Project, contents
 
-pytestmark = pytest.mark.slow
-
 REMEDY = (
     "; DVC removed the old outputs of this stage before it ran: "
     "`git restore metrics` and `dvc checkout` bring them back\n"
