@@ -27,8 +27,8 @@ class EvaluateParams(params.Section):
     instructions: runtime.Instructions
 
 
-def predict(images: tensors.UInt8, parameters: EvaluateParams) -> NDArray[np.float64]:
-    """Return the network's probabilities, (N, classes), for images of shape (N, h, w, 1)."""
+def predict(images: tensors.UInt8, classes: int, parameters: EvaluateParams) -> NDArray[np.float64]:
+    """Return the network's probabilities, (N, classes), for images of shape (N, H, W, 1)."""
     runtime.start(0, parameters.threads, parameters.instructions)
     # TensorFlow takes seconds to import, and must be set up first.
     import tensorflow as tf
@@ -36,10 +36,11 @@ def predict(images: tensors.UInt8, parameters: EvaluateParams) -> NDArray[np.flo
     from stages.model import model_file
 
     model = model_file.load(paths.MODEL)
-    if model.input_shape[1:] != images.shape[1:]:
+    trained, test = (*model.input_shape[1:], *model.output_shape[1:]), (*images.shape[1:], classes)
+    if trained != test:
         raise StageError(
-            f"{paths.MODEL}: was trained on images of shape {model.input_shape[1:]}, but the test "
-            f"images are {images.shape[1:]}; run `dvc repro`"
+            f"{paths.MODEL}: was trained on other data: height, width, channels and classes are "
+            f"{trained}, but those of the test tensors are {test}; run `dvc repro`"
         )
     # Not model.predict: its tf.data pipeline logs an error where the last batch is smaller.
     network = tf.function(lambda batch: model(batch, training=False), autograph=False)
@@ -103,9 +104,11 @@ def main() -> None:
     images, labels = tensors.load("test")
     classes = tensors.read_manifest().classes
     actual = labels.argmax(axis=1)
-    probabilities = predict(images, parameters)
+    probabilities = predict(images, len(classes), parameters)
     if not np.isfinite(probabilities).all():
-        raise StageError(f"{paths.MODEL}: predicts values that are not numbers; train it again")
+        raise StageError(
+            f"{paths.MODEL}: predicts values that are not numbers; run `dvc repro --force train`"
+        )
     metrics = measure(actual, probabilities, classes)
 
     with ExitStack() as outputs:

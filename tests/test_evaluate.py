@@ -3,12 +3,16 @@
 import warnings
 from typing import Any
 
+import keras
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import Project
+from conftest import CLASSES, Project, contents
 from sklearn import metrics as sklearn_metrics
 
 from stages import evaluate
+
+MODEL = "data/model/model.keras"
 
 
 def predictions(images: int, classes: int, seed: int) -> tuple[Any, Any]:
@@ -65,18 +69,74 @@ def test_the_table_names_classes() -> None:
     )
 
 
-def test_a_damaged_or_missing_or_foreign_model_is_one_line(finished: Project) -> None:
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 500])
+def test_predictions_are_those_of_stock_keras(finished: Project, batch_size: int) -> None:
+    finished.set_params({"evaluate": {"batch_size": batch_size}})
+    finished.stage("evaluate")
+    images = np.load(finished.path / "data/tensors/test_images.npy")
+    labels = np.load(finished.path / "data/tensors/test_labels.npy")
+    model = keras.models.load_model(finished.path / MODEL)
+    probabilities = model.predict(images, verbose=0)
+    table = pd.read_csv(finished.path / "metrics/predictions.csv", keep_default_na=False)
+    assert table["index"].tolist() == list(range(60))
+    assert table["actual"].tolist() == [CLASSES[label] for label in labels.argmax(1)]
+    assert table["predicted"].tolist() == [CLASSES[label] for label in probabilities.argmax(1)]
+    assert table["confidence"].to_numpy() == pytest.approx(probabilities.max(1), abs=2e-5)
+    written = (finished.path / "metrics/predictions.csv").read_text().splitlines()
+    assert all(len(line.rpartition(".")[2]) == 6 for line in written[1:])
+
+
+def refuses(project: Project, line: str) -> None:
+    """Check that the stage ends in this line, and leaves the metrics as they were."""
+    before = contents(project)
+    assert project.stage("evaluate", status=1) == f"error: {line}\n"
+    assert contents(project) == before
+
+
+def test_a_damaged_or_missing_model_is_one_line(finished: Project) -> None:
     before = (finished.path / "metrics/metrics.json").read_bytes()
-    model = finished.path / "data/model/model.keras"
+    model = finished.path / MODEL
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 1
     model.unlink()
     model.write_bytes(content)
     printed = finished.stage("evaluate", status=1)
-    assert printed.startswith("error: data/model/model.keras: not a model that Keras ")
+    assert printed.startswith(f"error: {MODEL}: not a model that Keras ")
     assert "make verify" in printed
     assert printed.count("\n") == 1
-    model.unlink()
-    printed = finished.stage("evaluate", status=1)
-    assert printed == "error: data/model/model.keras: not found; run `dvc repro train`\n"
     assert (finished.path / "metrics/metrics.json").read_bytes() == before
+    model.unlink()
+    refuses(finished, f"{MODEL}: not found; run `dvc repro train`")
+
+
+@pytest.mark.parametrize(("size", "classes"), [(10, 3), (12, 4)])
+def test_a_model_of_other_data_is_refused_and_dvc_trains_another(
+    finished: Project, size: int, classes: int
+) -> None:
+    image = keras.Input((size, 12, 1))
+    model = keras.Model(image, keras.layers.Dense(classes)(keras.layers.Flatten()(image)))
+    (finished.path / MODEL).unlink()
+    model.save(finished.path / MODEL)
+    refuses(
+        finished,
+        f"{MODEL}: was trained on other data: height, width, channels and classes are "
+        f"({size}, 12, 1, {classes}), but those of the test tensors are (12, 12, 1, 3); "
+        "run `dvc repro`",
+    )
+    finished.dvc("repro")
+    assert finished.git("status", "--porcelain") == ""
+
+
+def test_predictions_that_are_no_numbers_are_refused_and_training_again_helps(
+    finished: Project,
+) -> None:
+    model = keras.models.load_model(finished.path / MODEL)
+    layer = model.get_layer("dense")
+    layer.set_weights([weights * np.nan for weights in layer.get_weights()])
+    (finished.path / MODEL).unlink()
+    model.save(finished.path / MODEL)
+    remedy = "dvc repro --force train"
+    refuses(finished, f"{MODEL}: predicts values that are not numbers; run `{remedy}`")
+    finished.run(*remedy.split())
+    finished.stage("evaluate")
+    assert finished.git("status", "--porcelain") == ""

@@ -1,3 +1,3 @@
-"""Commands that are run by hand, and are no stages."""
+"""Programs that are run by hand and are no stages."""
 
-import stages  # noqa: F401 (Ctrl-C ends in one line from here on)
+import stages  # noqa: F401 (from here on, Ctrl-C ends in one line)

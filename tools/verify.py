@@ -1,14 +1,14 @@
-"""Hash again what dvc.lock pins, and mend what can be mended: `make verify`.
+"""Check every byte that dvc.lock pins, and repair what can be repaired: `make verify`.
 
-DVC goes by the times of a file and by the mode of its cache's objects: to it, bytes that change
-behind its back are up to date. This reads every byte, in the workspace and in the cache.
+DVC trusts the times of a file, and the mode of an object in its cache. So it does not notice when a
+disk, or another program, changes bytes and nothing else.
 
-- A damaged object leaves the cache, and is taken anew from the workspace if that is sound.
-- A damaged file in the workspace stays, but DVC is made to look at it: `dvc repro` then restores it
-  from the cache, or makes it again.
+- A damaged object is removed from the cache, or replaced from the workspace if that is sound.
+- A damaged file in the workspace stays, but gets a new time: `dvc repro` then restores it from the
+  cache, or makes it again.
 
-With --remote it reads the remote instead and removes what is damaged there. The next `dvc push`
-replaces it: as long as a remote has anything of the right name, DVC sends nothing.
+With --remote, the remote is checked instead, and damaged objects are removed there so that the next
+`dvc push` sends them again. DVC does not send an object whose name the remote already has.
 """
 
 import argparse
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class State(IntEnum):
-    """What a look at the bytes says; of several states the greatest counts."""
+    """What the bytes of an output are; the state of a folder is the greatest of its files'."""
 
     SOUND = 0
     MISSING = 1
@@ -44,10 +44,10 @@ class State(IntEnum):
 
 
 def state_of_file(output: Output, store: HashFileDB) -> State:
-    """Hash an output, file or folder, in the workspace."""
+    """Hash an output, a file or a folder, in the workspace."""
     if not output.exists:
         return State.MISSING
-    # A store made by hand has no memory of earlier hashes: so every byte is read.
+    # `store` is new, so it remembers no hashes, and every byte is read.
     _, _, found = build(store, output.fs_path, output.fs, output.hash_name, dry_run=True)
     return State.SOUND if found.hash_info == output.hash_info else State.DAMAGED
 
@@ -71,18 +71,19 @@ def state_of_objects(output: Output, store: HashFileDB) -> State:
     return state
 
 
-def look_again(output: Output) -> None:
-    """Make DVC hash an output when it next needs to know."""
+def touch(output: Output) -> None:
+    """Give an output the time of now, so that DVC hashes it again."""
     path = Path(output.fs_path)
     for file in path.rglob("*") if path.is_dir() else [path]:
         os.utime(file)
 
 
 def verify_local(repo: Repo) -> list[str]:
-    """Check workspace and cache, mend what can be; return what was wrong."""
+    """Check and repair workspace and cache; return the problems that were found."""
     cache = HashFileDB(repo.cache.local.fs, repo.cache.local.path)
     problems = [
-        f"remote {name}: would be pulled from unchecked; run `dvc remote modify {name} verify true`"
+        f"remote {name}: `dvc pull` would not check its data; "
+        f"run `dvc remote modify {name} verify true`"
         for name, settings in repo.config["remote"].items()
         if not settings["verify"]
     ]
@@ -96,13 +97,13 @@ def verify_local(repo: Repo) -> list[str]:
         elif cached is State.DAMAGED:
             problems.append(f"{output}: damaged in the cache; removed there")
         if file is State.DAMAGED:
-            look_again(output)
+            touch(output)
             problems.append(f"{output}: not what dvc.lock says")
     return problems
 
 
 def verify_remote(repo: Repo) -> list[str]:
-    """Check the default remote, remove what is damaged there; return what was wrong."""
+    """Check the default remote, remove damaged objects; return the problems that were found."""
     remote = repo.cloud.get_remote_odb()
     return [
         f"{output}: damaged in the remote; removed there"
@@ -114,17 +115,19 @@ def verify_remote(repo: Repo) -> list[str]:
     ]
 
 
-def examine(outputs: Iterable[Output], look: Callable[[Output], T]) -> Iterator[tuple[Output, T]]:
-    """Yield each output and what `look` says of it, with a progress bar on a terminal."""
+def examine(outputs: Iterable[Output], check: Callable[[Output], T]) -> Iterator[tuple[Output, T]]:
+    """Yield each output with the result of `check`, and draw a progress bar on a terminal."""
     outputs = list(outputs)
     with ThreadPoolExecutor() as pool:
-        found = pool.map(look, outputs)
-        yield from zip(outputs, tqdm(found, total=len(outputs), disable=None), strict=True)
+        results = pool.map(check, outputs)
+        yield from zip(outputs, tqdm(results, total=len(outputs), disable=None), strict=True)
 
 
 def main() -> None:
-    """Check one side, print a line for each thing that is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m tools.verify", description="verify data")
+    """Check this machine, or the remote; print a line for each problem."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.verify", description="check the data against dvc.lock"
+    )
     parser.add_argument("--remote", action="store_true", help="check the default remote instead")
     remote = parser.parse_args().remote
     try:
@@ -137,7 +140,7 @@ def main() -> None:
     if problems:
         remedy = "`dvc push`" if remote else "`dvc fetch` if you have a remote, then `dvc repro`"
         raise StageError(f"{len(problems)} problem(s) found; run {remedy}")
-    print("Everything that is here is what dvc.lock says")
+    print("Every output that is here matches dvc.lock")
 
 
 if __name__ == "__main__":

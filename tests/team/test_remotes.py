@@ -73,6 +73,6 @@ def test_an_unchecked_remote_is_named(finished: Project, tmp_path: Path) -> None
     finished.dvc("remote", "add", "--default", "team", str(tmp_path / "remote"))
     advice = "dvc remote modify team verify true"
     printed = finished.verify(status=1)
-    assert f"error: remote team: would be pulled from unchecked; run `{advice}`" in printed
+    assert f"error: remote team: `dvc pull` would not check its data; run `{advice}`" in printed
     finished.run(*advice.split())
     assert "error" not in finished.verify()
