@@ -163,7 +163,7 @@ def test_a_closed_terminal_stops_it_but_not_under_nohup() -> None:
 
     process = waiting(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)
-    time.sleep(0.2)
+    time.sleep(1)
     assert process.poll() is None
     process.kill()
     process.communicate()
