@@ -55,7 +55,7 @@ def catch_signals() -> None:
     So does the end of the `dvc repro` that runs this stage: DVC does not stop its stages itself.
     """
     for number in SIGNALS:
-        # nohup ignores SIGHUP. SIGINT is ours even if a shell started us in the background with &.
+        # nohup ignores SIGHUP, which we respect; a shell's & ignores SIGINT, which we do not.
         if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     sys.excepthook = excepthook

@@ -196,3 +196,10 @@ def test_a_bug_is_not_hidden(capsys: pytest.CaptureFixture[str]) -> None:
         raising(ZeroDivisionError())
     errors.excepthook(ZeroDivisionError, ZeroDivisionError("by what"), None)
     assert capsys.readouterr().err == "ZeroDivisionError: by what\n"
+
+
+def test_a_stage_in_the_background_of_a_script_can_be_interrupted() -> None:
+    process = waiting(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130
