@@ -23,8 +23,7 @@ def isolate() -> None:
     for name in os.environ:
         if name.startswith(DROPPED) and name not in KEPT:
             del os.environ[name]
-    # Read instead of ~/.keras and ~/.config/matplotlib/matplotlibrc: both are then empty.
-    os.environ["KERAS_HOME"] = os.environ["MATPLOTLIBRC"] = os.devnull
+    os.environ["MATPLOTLIBRC"] = os.devnull  # read instead of the user's
     warnings.simplefilter("ignore")  # also where PYTHONWARNINGS says "error"
     logging.disable(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
