@@ -24,14 +24,14 @@ def main() -> None:
     for setting in sys.argv[2:]:
         name, value = setting.split("=")
         section[name.removeprefix("train.")] = yaml.safe_load(value)
-    p = params.validate(section, train.TrainParams, paths.PARAMS, "train")
-    _, rows, images = train.fit(p)
+    parameters = params.validate(section, train.TrainParams, paths.PARAMS, "train")
+    run = train.start(parameters, timeout=0)
     times, seen = [time.time()], [0]
-    for row in rows:
+    for row in run.rows:
         times.append(time.time())
         seen.append(row.images_seen)
     figures = {
-        "images_per_second": images / (times[-1] - times[0]),  # set-up and validation included
+        "images_per_second": run.images / (times[-1] - times[0]),  # set-up and validation included
         "images_per_second_in_steps": np.median(np.diff(seen) / np.diff(times)),
         "first_steps": times[1] - started,
     }

@@ -1,14 +1,10 @@
 """The train stage, run as it is in a folder of its own, and what it refuses."""
 
-import hashlib
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
-import sys
-import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -17,97 +13,11 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from conftest import ROOT
+from folder import OUTPUTS, Folder
 
 from stages import train
-from stages.model import training
-
-OUTPUTS = ("data/model/model.keras", "metrics/history.csv", "metrics/training.json")
-PARAMS: dict[str, Any] = {
-    "seed": 1,
-    "epochs": 1,
-    "batch_size": 4,
-    "learning_rate": 0.01,
-    "warmup": 0.25,
-    "momentum": 0.9,
-    "label_smoothing": 0.1,
-    "shift": 1,
-    "distortion": 0.1,
-    "precision": "float32",
-    "threads": 2,
-    "instructions": "native",
-}
-
-
-class Folder:
-    """A folder with parameters and tensors, in which the stage can run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self.command = [sys.executable, "-m", "stages.train"]
-        (path / "data/tensors").mkdir(parents=True)
-        self.write_tensors(range(26))
-        self.write_params()
-
-    def write_params(self, **changes: Any) -> None:
-        """Write the train section with some values changed, or left out if they are `...`."""
-        section = {k: v for k, v in (PARAMS | changes).items() if v is not ...}
-        (self.path / "params.yaml").write_text(yaml.safe_dump({"train": section}))
-
-    def write_tensors(self, train_labels: Any, classes: int = 3, size: int = 8) -> None:
-        """Write random training images with these labels (modulo `classes`), 9 for validation."""
-        random = np.random.default_rng(0)
-        folder = self.path / "data/tensors"
-        for split, labels in (("train", train_labels), ("validation", range(9))):
-            one_hot = np.eye(classes, dtype=np.uint8)[np.array(labels, dtype=int) % classes]
-            images = random.integers(0, 256, (len(labels), size, size, 1), dtype=np.uint8)
-            np.save(folder / f"{split}_images.npy", images)
-            np.save(folder / f"{split}_labels.npy", one_hot)
-        sums = {file.name: sha256(file) for file in folder.glob("*.npy")}
-        manifest = {"classes": [str(c) for c in range(classes)], "sha256": sums}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-
-    def run(self, **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command,
-            cwd=self.path,
-            env=self.environment,
-            text=True,
-            capture_output=True,
-            check=False,
-            **options,
-        )
-
-    def run_on_a_terminal(self) -> tuple[int, str]:
-        """Return the exit status and all that a terminal was shown."""
-        ours, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (24, 100))
-        process = subprocess.Popen(
-            self.command, cwd=self.path, env=self.environment, stdout=theirs, stderr=theirs
-        )
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 4096):
-                shown += chunk
-        except OSError:  # Linux says so when the last writer is gone
-            pass
-        os.close(ours)
-        return process.wait(), shown.decode()
-
-    def outputs(self) -> dict[str, str]:
-        """Return the SHA-256 of every file but the inputs."""
-        return {
-            str(file.relative_to(self.path)): sha256(file)
-            for file in sorted(self.path.rglob("*"))
-            if file.is_file() and "tensors" not in file.parts and file.name != "params.yaml"
-        }
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+from stages.common.errors import StageError
+from stages.model import network, training
 
 
 @pytest.fixture
@@ -234,7 +144,15 @@ def test_one_class_only(folder: Folder) -> None:
 
 def test_images_too_small_for_two_poolings(folder: Folder) -> None:
     folder.write_tensors(range(8), size=3)
-    refuses(folder, "data/tensors/train_images.npy", "3x3")
+    refuses(folder, "stages/model/network.py: leaves nothing of images of 3x3 pixels")
+
+
+def test_a_network_without_a_place_for_each_class() -> None:
+    def too_few(shape: tuple[int, int, int], classes: int, momentum: float) -> keras.Model:
+        return network.build(shape, classes - 1, momentum)
+
+    with pytest.raises(StageError, match=r"network.py: the last layer gives \(9,\) for an image"):
+        train.build(too_few, (8, 8, 1), 10, momentum=0.9)
 
 
 def test_damaged_tensors(folder: Folder) -> None:
@@ -265,7 +183,7 @@ def test_without_a_terminal_a_line_every_ten_seconds(
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     rows = [training.Row(n, 1, 100 * n, 0.5, 0.25, 0.01, None, None) for n in range(1, 9)]
-    assert list(train.show(rows, images=1000)) == rows
+    assert list(train.progress(rows, images=1000)) == rows
     assert capfd.readouterr().err.splitlines() == [
         "train: 300 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 28 s left",
         "train: 600 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 16 s left",

@@ -9,6 +9,7 @@ RAW = Path("data/raw")
 TENSORS = Path("data/tensors")
 MANIFEST = TENSORS / "manifest.json"
 MODEL = Path("data/model/model.keras")
+CHECKPOINTS = Path("data/checkpoints")
 
 HISTORY = Path("metrics/history.csv")
 TRAINING = Path("metrics/training.json")

@@ -32,7 +32,7 @@ def start(seed: int, threads: int, instructions: Instructions) -> None:
     os.environ["ONEDNN_MAX_CPU_ISA"] = "ALL" if instructions == "native" else "AVX2"
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["KERAS_HOME"] = os.devnull  # no keras.json, so that Keras has its own defaults
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet():
         with _faster_import():
             import keras
@@ -45,7 +45,6 @@ def start(seed: int, threads: int, instructions: Instructions) -> None:
         tf.config.experimental.enable_op_determinism()
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
-        tf.config.list_logical_devices()
 
 
 def has_fast_bfloat16() -> bool:

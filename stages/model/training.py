@@ -1,4 +1,4 @@
-"""The training loop: images from memory-mapped arrays to a trained model and its history."""
+"""The training loop, for one device, several, or several machines."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from stages.common.errors import StageError
-from stages.model import network
+from stages.model import fused
+from stages.model.devices import Devices
 
 # Images (N, H, W, C), pixels 0..255, and their one-hot labels (N, classes).
-Set: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+Images: TypeAlias = NDArray[np.uint8]
+Split: TypeAlias = tuple[Images, NDArray[np.uint8]]
 
 STEPS_PER_CALL = 20  # steps in one call into the graph, and between two rows of the history
 EVALUATION_BATCH = 100  # more is no faster and takes more memory
@@ -25,7 +27,7 @@ class Recipe:
 
     seed: int
     epochs: int
-    batch_size: int
+    batch_size: int  # on all devices together
     learning_rate: float
     warmup: float
     label_smoothing: float
@@ -51,17 +53,17 @@ class Row(NamedTuple):
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Whole batches in an epoch; the few images left over take their chance in the next one."""
+    """Return the whole batches in an epoch; images left over are left out of that epoch."""
     return images // batch_size
 
 
 def images_to_see(recipe: Recipe, images: int) -> int:
-    """Images in all the batches of all epochs."""
+    """Return the images in all the batches of all epochs."""
     return recipe.epochs * steps_per_epoch(images, recipe.batch_size) * recipe.batch_size
 
 
 def final_figures(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Return loss and accuracy, by split: means over the last epoch of training, and validation.
+    """Return loss and accuracy by split: training, mean over the last epoch, and validation.
 
     The training figures are those of the images as trained on, shifted, while the network still
     learnt; so they may be worse than those of validation, which is left out if it has no images.
@@ -99,82 +101,133 @@ def compile_model(model: keras.Model, recipe: Recipe, images: int) -> None:
 
 def run(
     model: keras.Model,
-    training: Set,
-    validation: Set,
+    training: Split,
+    validation: Split,
     recipe: Recipe,
+    devices: Devices,
+    first_step: int = 0,
 ) -> Iterator[Row]:
-    """Train the compiled `model`; yield a row of history every `STEPS_PER_CALL` steps.
+    """Train `model`, compiled in the scope of the devices' strategy.
 
-    Both sets are images uint8 (N, H, W, 1) and one-hot labels uint8 (N, classes); that of
-    validation may be empty. Raises StageError when the loss is not a finite number, or when there
-    is not enough memory.
+    Yields a row of history every `STEPS_PER_CALL` steps, and at the end of each epoch.
+
+    Both splits are images uint8 (N, H, W, C) and one-hot labels uint8 (N, classes); that of
+    validation may be empty. `first_step` is how many steps the model has been trained before.
+    Raises StageError when the loss is not a finite number, or when there is not enough memory.
     """
-    rng = np.random.default_rng(recipe.seed)
-    train_steps = _train_steps(model, recipe, training)
+    size = recipe.batch_size
+    in_epoch = steps_per_epoch(len(training[0]), size)
+    inputs = iter(_distribute(training, recipe, devices.strategy, first_step))
+    train = _train_steps(model, recipe, devices.strategy)
     evaluate = _evaluation(model)
-    size, step = recipe.batch_size, 0
-    last = steps_per_epoch(len(training[0]), size)
-    for epoch in range(1, recipe.epochs + 1):
-        order = rng.permutation(len(training[0]))
-        for first in range(0, last, STEPS_PER_CALL):
-            batches = order[first * size : min(first + STEPS_PER_CALL, last) * size]
-            images, labels = training[0][batches], training[1][batches]
-            if recipe.distortion:
-                images = distort(images, recipe.distortion, rng)
-            if recipe.shift:
-                images = shift(images, recipe.shift, rng)
-            try:
-                losses, correct, rate = train_steps(_batched(images, size), _batched(labels, size))
-            except tf.errors.ResourceExhaustedError:
-                raise StageError(
-                    f"not enough memory for batches of {size} images; lower train.batch_size"
-                ) from None
-            _check(losses.numpy(), step)
-            step += len(losses)
-            finished = first + len(losses) == last
-            figures = evaluate(*validation) if finished and len(validation[0]) else (None, None)
-            yield Row(
-                step,
-                epoch,
-                step * size,
-                float(losses.numpy().mean()),
-                float(correct.numpy().sum() / len(images)),
-                float(rate),
-                *figures,
-            )
+    step = first_step
+    while step < recipe.epochs * in_epoch:
+        epoch, position = divmod(step, in_epoch)
+        steps = min(STEPS_PER_CALL, in_epoch - position)
+        try:
+            with devices.waiting():
+                figures, rate = train(inputs, tf.constant(steps))
+        except tf.errors.ResourceExhaustedError:
+            raise StageError(
+                f"not enough memory for batches of {size} images; lower train.batch_size"
+            ) from None
+        losses, accuracies = figures.numpy().T / size
+        _check(losses, step)
+        step += steps
+        finished = position + steps == in_epoch
+        validated = evaluate(*validation) if finished and len(validation[0]) else (None, None)
+        yield Row(
+            step,
+            epoch + 1,
+            step * size,
+            float(losses.mean()),
+            float(accuracies.mean()),
+            float(rate),
+            *validated,
+        )
 
 
-def shift(images: NDArray[np.uint8], pixels: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Move each image of (N, H, W, C) by up to `pixels` up or down and left or right, at random."""
+def batches(
+    split: Split, recipe: Recipe, first_step: int = 0, own: slice = slice(None)
+) -> Iterator[Split]:
+    """Yield the images and labels of one call after the other, from step `first_step` on.
+
+    These are the `own` part of each of its batches, in a row: all of them, or what this machine
+    has to do. Each epoch has an order of its own. Order, shifts and distortions depend on the seed
+    and the step alone: not on how batches are parted, nor on where the training goes on from.
+    """
+    images, labels = split
+    size, in_epoch = recipe.batch_size, steps_per_epoch(len(images), recipe.batch_size)
+    step = first_step
+    while step < recipe.epochs * in_epoch:
+        epoch, position = divmod(step, in_epoch)
+        steps = min(STEPS_PER_CALL, in_epoch - position)
+        if position == 0 or step == first_step:
+            order = np.random.default_rng([recipe.seed, epoch, 0]).permutation(len(images))
+        random = np.random.default_rng([recipe.seed, epoch, 1 + position])
+        offsets = random.integers(-recipe.shift, recipe.shift, (steps, size, 2), endpoint=True)
+        maps = random.uniform(-recipe.distortion, recipe.distortion, (steps, size, 2, 2))
+        chosen = order[position * size :][: steps * size].reshape(steps, size)[:, own].ravel()
+        batch = images[chosen]
+        if recipe.distortion:
+            batch = distort(batch, np.eye(2) + maps[:, own].reshape(-1, 2, 2))
+        if recipe.shift:
+            batch = shift(batch, offsets[:, own].reshape(-1, 2))
+        yield batch, labels[chosen]
+        step += steps
+
+
+def shift(images: Images, offsets: NDArray[np.int64]) -> Images:
+    """Move each image of (N, H, W, C) by its offset of (N, 2), pixels down and right."""
     count, height, width = images.shape[:3]
-    padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
+    most = np.abs(offsets).max(initial=0)
+    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
-    down, right = rng.integers(0, 2 * pixels + 1, (2, count))
+    down, right = (most - offsets).T
     # The view puts the window's axes last; indexing copies only the chosen windows.
-    moved: NDArray[np.uint8] = np.moveaxis(windows[np.arange(count), down, right], 1, -1)
+    moved: Images = np.moveaxis(windows[np.arange(count), down, right], 1, -1)
     return moved
 
 
-def distort(
-    images: NDArray[np.uint8], amount: float, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """Turn, scale and shear each image of (N, H, W, C) about its centre, at random.
+def distort(images: Images, maps: NDArray[np.float64]) -> Images:
+    """Turn, scale and shear each image of (N, H, W, C) by its linear map of (N, 2, 2).
 
-    Output pixel p shows what lies at A p, p measured from the centre and A the identity with up to
-    `amount` added to or taken from each entry, between pixels bilinearly, black outside.
+    Output pixel p shows what lies at A p, p being (x, y) from the centre and A the map: between
+    pixels bilinearly, black outside.
     """
     count, height, width = images.shape[:3]
-    matrices = np.eye(2) + rng.uniform(-amount, amount, (count, 2, 2))
     centre = np.array([width - 1, height - 1]) / 2
     transforms = np.zeros((count, 8), np.float32)  # Keras': a0 a1 a2 b0 b1 b2 and no perspective
-    transforms[:, [[0, 1], [3, 4]]] = matrices
-    transforms[:, [2, 5]] = centre - matrices @ centre
-    distorted: NDArray[np.uint8] = keras.ops.image.affine_transform(images, transforms).numpy()
+    transforms[:, [[0, 1], [3, 4]]] = maps
+    transforms[:, [2, 5]] = centre - maps @ centre
+    distorted: Images = keras.ops.image.affine_transform(images, transforms).numpy()
     return distorted
 
 
-def _batched(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    return array.reshape(-1, size, *array.shape[1:])
+def _distribute(
+    split: Split, recipe: Recipe, strategy: tf.distribute.Strategy, first_step: int
+) -> tf.distribute.DistributedDataset:
+    """Return the batches, each device's own part of them."""
+    size = recipe.batch_size // strategy.num_replicas_in_sync
+
+    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        per_machine = recipe.batch_size // context.num_input_pipelines
+        first = context.input_pipeline_id * per_machine
+        own = slice(first, first + per_machine)
+
+        def calls() -> Iterator[tuple[NDArray[np.uint8], ...]]:
+            for part in batches(split, recipe, first_step, own):
+                yield tuple(array.reshape(-1, size, *array.shape[1:]) for array in part)
+
+        signature = tuple(
+            tf.TensorSpec([None, size, *array.shape[1:]], array.dtype) for array in split
+        )
+        source = tf.data.Dataset.from_generator(calls, output_signature=signature)
+        options = tf.data.Options()
+        options.autotune.enabled = False  # its thread keeps the end of the training waiting
+        return source.prefetch(1).unbatch().with_options(options)
+
+    return strategy.distribute_datasets_from_function(dataset)
 
 
 def _check(losses: NDArray[np.float32], step: int) -> None:
@@ -186,78 +239,48 @@ def _check(losses: NDArray[np.float32], step: int) -> None:
         )
 
 
-def _train_steps(model: keras.Model, recipe: Recipe, training: Set) -> Callable[..., Any]:
-    """Return a graph function: S steps, each on a batch of B images.
+def _train_steps(
+    model: keras.Model, recipe: Recipe, strategy: tf.distribute.Strategy
+) -> Callable[..., Any]:
+    """Return a graph function of an iterator over batches and of a number of steps S.
 
-    It takes images (S, B, H, W, C) and labels (S, B, classes), and returns losses (S,), how many
-    images of each batch were recognised (S,), and the learning rate.
+    It returns, of shape (S, 2), the sum of the losses of each batch and how many of its images
+    were recognised; and the learning rate.
     """
-    size, smoothing = recipe.batch_size, recipe.label_smoothing
-    dtype = tf.bfloat16 if recipe.precision == "mixed_bfloat16" else tf.float32
+    with strategy.scope():
+        trained = fused.training_model(model)
     variables = model.trainable_variables
-    tensors = [variable.value for variable in variables]
+    cross_entropy = keras.losses.categorical_crossentropy
 
-    def step(batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        images, labels = batch
+    def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         target = tf.cast(labels, tf.float32)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(tensors)
-            logits = network.training_logits(model, images, dtype)
-            smooth = target * (1 - smoothing) + smoothing / target.shape[1]
-            loss = _mean_cross_entropy(smooth, logits, size)
-        apply_adam(model.optimizer, tape.gradient(loss, tensors), variables)
-        hit = tf.equal(tf.argmax(logits, 1), tf.argmax(labels, 1))
-        return (
-            _mean_cross_entropy(target, logits, size),
-            tf.reduce_sum(tf.cast(hit, tf.int32)),
-        )
+        with tf.GradientTape() as tape, fused.computing_in(recipe.precision, trained):
+            probabilities = trained(images, training=True)
+            losses = cross_entropy(target, probabilities, label_smoothing=recipe.label_smoothing)
+            # Divided by the images on all devices; a layer's own losses by the devices.
+            loss = tf.nn.compute_average_loss(losses, global_batch_size=recipe.batch_size)
+            loss += sum(map(tf.nn.scale_regularization_loss, trained.losses))
+        model.optimizer.apply(tape.gradient(loss, variables), variables)
+        hits = keras.metrics.categorical_accuracy(target, probabilities)
+        return tf.reduce_sum(tf.stack([cross_entropy(target, probabilities), hits]), axis=1)
 
-    def steps(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        types = (tf.float32, tf.int32)
-        losses, correct = tf.map_fn(
-            step, (images, labels), parallel_iterations=1, fn_output_signature=types
+    def steps(
+        inputs: Iterator[tuple[tf.Tensor, tf.Tensor]], count: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        def body(index: tf.Tensor, figures: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+            on_each = strategy.run(step, args=next(inputs))
+            return index + 1, figures.write(index, strategy.reduce("SUM", on_each, axis=None))
+
+        figures = tf.TensorArray(tf.float32, count, element_shape=[2])
+        _, figures = tf.while_loop(
+            lambda index, _: index < count, body, (0, figures), parallel_iterations=1
         )
-        return losses, correct, tf.convert_to_tensor(model.optimizer.learning_rate)
+        return figures.stack(), tf.convert_to_tensor(model.optimizer.learning_rate)
 
     # Several steps in one call: Python's share of the time all but vanishes. There is no Python
     # control flow to convert, and looking for it takes half a second.
-    signature = [tf.TensorSpec([None, size, *array.shape[1:]], array.dtype) for array in training]
-    function: Callable[..., Any] = tf.function(steps, input_signature=signature, autograph=False)
+    function: Callable[..., Any] = tf.function(steps, autograph=False)
     return function
-
-
-def apply_adam(
-    optimizer: keras.optimizers.Adam, gradients: list[tf.Tensor], variables: list[keras.Variable]
-) -> None:
-    """Update `variables` as `optimizer.apply(gradients, variables)` does.
-
-    One operation a variable instead of a dozen.
-    """
-    rate = tf.convert_to_tensor(optimizer.learning_rate)
-    step = tf.cast(optimizer.iterations, tf.float32) + 1
-    powers = tf.pow(optimizer.beta_1, step), tf.pow(optimizer.beta_2, step)
-    for gradient, variable, mean, square in zip(
-        gradients, variables, optimizer._momentums, optimizer._velocities, strict=True
-    ):
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.value.handle,
-            m=mean.value.handle,
-            v=square.value.handle,
-            beta1_power=powers[0],
-            beta2_power=powers[1],
-            lr=rate,
-            beta1=optimizer.beta_1,
-            beta2=optimizer.beta_2,
-            epsilon=optimizer.epsilon,
-            grad=gradient,
-        )
-    optimizer.iterations.assign_add(1)
-
-
-def _mean_cross_entropy(target: tf.Tensor, logits: tf.Tensor, count: int) -> tf.Tensor:
-    """Return the sum over the batch at hand, divided by the images on all devices."""
-    losses = tf.nn.softmax_cross_entropy_with_logits(target, logits)
-    return tf.nn.compute_average_loss(losses, global_batch_size=count)
 
 
 def _evaluation(

@@ -1,12 +1,8 @@
-"""The network is the tutorial's, and the faster form of it is the same function."""
-
-from collections.abc import Callable
-from typing import Any
+"""The network is the tutorial's."""
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from stages.model import network
 
@@ -25,18 +21,6 @@ def model() -> keras.Model:
         elif not variable.path.endswith("kernel"):
             variable.assign(rng.normal(0, 0.1, variable.shape))
     return model
-
-
-@pytest.fixture
-def images() -> np.ndarray:
-    """Noise on a black ground: the plain areas tie in the pooling, as in digits."""
-    rng = np.random.default_rng(4)
-    images = np.zeros((8, *SHAPE), np.uint8)
-    images[:, 6:20, 8:22] = rng.integers(0, 256, (8, 14, 14, 1))
-    return images
-
-
-LABELS = np.eye(10, dtype=np.float32)[[0, 1, 2, 3, 4, 5, 6, 9]]
 
 
 def test_layers_are_the_tutorials(model: keras.Model) -> None:
@@ -71,51 +55,8 @@ def test_names_do_not_depend_on_what_was_built_before() -> None:
     assert first.get_config() | {"layers": None} == second.get_config() | {"layers": None}
 
 
-def gradients(
-    model: keras.Model, loss: Callable[..., tf.Tensor], *arguments: Any
-) -> dict[str, np.ndarray]:
-    with tf.GradientTape() as tape:
-        value = loss(*arguments)
-    found = tape.gradient(value, [v.value for v in model.trainable_variables])
-    return {v.path: g.numpy() for v, g in zip(model.trainable_variables, found, strict=True)}
-
-
-def stock_loss(model: keras.Model, images: np.ndarray) -> tf.Tensor:
-    probabilities = model(images, training=True)
-    return tf.reduce_mean(keras.losses.categorical_crossentropy(LABELS, probabilities))
-
-
-def fast_loss(model: keras.Model, images: np.ndarray, dtype: tf.DType) -> tf.Tensor:
-    logits = network.training_logits(model, tf.constant(images), dtype)
-    return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(LABELS, logits))
-
-
-def test_training_logits_are_the_same_function(model: keras.Model, images: np.ndarray) -> None:
-    stock = keras.models.clone_model(model)
-    stock.set_weights(model.get_weights())
-
-    expected = stock(images, training=True).numpy()
-    logits = network.training_logits(model, tf.constant(images), tf.float32)
-    np.testing.assert_allclose(tf.nn.softmax(logits).numpy(), expected, rtol=2e-4, atol=1e-6)
-
-    # The moving mean and variance after one batch, and the weights, which must not have changed.
-    for ours, theirs in zip(model.variables, stock.variables, strict=True):
-        np.testing.assert_allclose(
-            ours.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-5, err_msg=ours.path
-        )
-
-    theirs = gradients(stock, stock_loss, stock, images)
-    for path, ours in gradients(model, fast_loss, model, images, tf.float32).items():
-        scale = np.abs(theirs[path]).max()
-        np.testing.assert_allclose(
-            ours, theirs[path], rtol=0, atol=2e-3 * scale + 1e-7, err_msg=path
-        )
-
-
-def test_bfloat16_approximates_it(model: keras.Model, images: np.ndarray) -> None:
-    exact = gradients(model, fast_loss, model, images, tf.float32)
-    rounded = gradients(model, fast_loss, model, images, tf.bfloat16)
-    assert {gradient.dtype for gradient in rounded.values()} == {np.dtype(np.float32)}
-    ours, theirs = (np.concatenate([g.ravel() for g in gs.values()]) for gs in (rounded, exact))
-    cosine = np.vdot(ours, theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs))
-    assert 0.98 < cosine < 0.99999  # close, and truly another arithmetic
+def test_every_batch_normalisation_has_the_momentum_asked_for(model: keras.Model) -> None:
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert [norm.momentum for norm in norms] == [0.9] * 3
+    default = network.build(SHAPE, 10)
+    assert [default.get_layer(norm.name).momentum for norm in norms] == [0.99] * 3

@@ -1,0 +1,145 @@
+"""The model to train with, against stock Keras: the same function whatever the network is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from stages.model import fused, network
+
+SHAPE = (12, 12, 1)
+LABELS = np.eye(10, dtype=np.float32)[[0, 1, 2, 3, 4, 5, 6, 9]]
+
+Edit = Callable[[Any, dict[str, Any]], Any]
+
+
+def edited(edits: dict[str, Edit]) -> keras.Model:
+    """Return the network with some layers replaced, as a user's edit of network.py does.
+
+    An edit takes the tensor before the layer and the layer's settings, and returns the one behind.
+    """
+    stock = network.build(SHAPE, 10, momentum=0.9)
+    x = image = keras.Input(SHAPE, name="image")
+    for layer in stock.layers[1:]:
+        settings = layer.get_config()
+        edit = edits.get(layer.name)
+        x = edit(x, settings) if edit else type(layer).from_config(settings)(x)
+    return keras.Model(image, x, name="digits")
+
+
+def dense(**changes: Any) -> Edit:
+    return lambda x, s: layers.Dense.from_config(s | changes)(x)
+
+
+def norm(**changes: Any) -> Edit:
+    return lambda x, s: layers.BatchNormalization.from_config(s | changes)(x)
+
+
+EDITS: dict[str, dict[str, Edit]] = {
+    "as it is": {},
+    "an activation": {"dense": dense(activation="relu")},
+    "a dilation": {"conv2": lambda x, s: layers.Conv2D.from_config(s | {"dilation_rate": 2})(x)},
+    "a layer more": {"dense": lambda x, s: layers.Dense(16, "relu", name="new")(dense()(x, s))},
+    "a layer less": {"norm2": lambda x, _: x},
+    "average pooling": {"pool1": lambda x, _: layers.AveragePooling2D(2, name="pool1")(x)},
+    "dropout": {"dense": lambda x, s: dense()(layers.Dropout(0.5, seed=3, name="new")(x), s)},
+    "a penalty on weights": {"dense": dense(kernel_regularizer="l2")},
+    "a shortcut": {"norm2": lambda x, s: layers.Add(name="new")([x, norm()(x, s)])},
+    "a normalisation of rows": {"norm1": norm(axis=1)},
+    "a normalisation without gamma": {"norm2": norm(scale=False)},
+    "a normalisation that is frozen": {"norm3": norm(trainable=False)},
+    "a normalisation with another epsilon": {"norm1": norm(epsilon=0.5)},
+}
+
+
+def randomised(model: keras.Model) -> keras.Model:
+    """Give all weights random values, as if the model had been trained."""
+    random = np.random.default_rng(3)
+    for variable in model.variables:
+        if variable.path.endswith(("gamma", "moving_variance")):
+            variable.assign(random.uniform(0.5, 2, variable.shape))
+        elif variable.path.endswith(("beta", "moving_mean", "bias")):
+            variable.assign(random.normal(0, 0.1, variable.shape))
+    return model
+
+
+@pytest.fixture
+def images() -> tf.Tensor:
+    """Return noise on a black ground: the plain areas tie in the pooling, as in digits."""
+    images = np.zeros((8, *SHAPE), np.uint8)
+    images[:, 2:10, 3:11] = np.random.default_rng(4).integers(0, 256, (8, 8, 8, 1))
+    return tf.constant(images)
+
+
+def step(
+    model: keras.Model, images: tf.Tensor, precision: str = "float32"
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the probabilities and the gradients, by variable, of a step of training."""
+    with tf.GradientTape() as tape, fused.computing_in(precision, model):
+        probabilities = model(images, training=True)
+        loss = keras.losses.CategoricalCrossentropy()(LABELS, probabilities) + sum(model.losses)
+    variables = model.trainable_variables
+    found = tape.gradient(loss, [variable.value for variable in variables])
+    gradients = {
+        v.path: tf.convert_to_tensor(g).numpy() for v, g in zip(variables, found, strict=True)
+    }
+    return probabilities.numpy(), gradients
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_it_is_the_same_function_as_stock_keras(edit: str, images: tf.Tensor) -> None:
+    keras.utils.set_random_seed(5)
+    stock = randomised(edited(EDITS[edit]))
+    keras.utils.set_random_seed(5)
+    ours = randomised(edited(EDITS[edit]))
+    trained = fused.training_model(ours)
+    assert {v.path for v in trained.variables} == {v.path for v in ours.variables}
+
+    expected, their_gradients = step(stock, images)
+    probabilities, our_gradients = step(trained, images)
+
+    np.testing.assert_allclose(probabilities, expected, rtol=2e-4, atol=1e-6)
+    for path, theirs in their_gradients.items():
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(
+            our_gradients[path], theirs, rtol=0, atol=2e-3 * scale + 1e-7, err_msg=path
+        )
+    # The moving statistics after the batch, the state of the dropout, and all that must not change.
+    for mine, theirs in zip(ours.variables, stock.variables, strict=True):
+        np.testing.assert_allclose(
+            mine.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-5, err_msg=mine.path
+        )
+    np.testing.assert_allclose(
+        trained(images, training=False).numpy(), stock(images, training=False).numpy(), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("edit", "count"), [("as it is", 3), ("a normalisation of rows", 2)])
+def test_batch_normalisations_are_fused_where_they_can_be(edit: str, count: int) -> None:
+    trained = fused.training_model(edited(EDITS[edit]))
+    kinds = [type(layer) for layer in trained.layers]
+    assert kinds.count(fused.FusedBatchNormalization) == count
+
+
+@pytest.mark.parametrize("edit", ["as it is", "a normalisation of rows"])
+def test_bfloat16_approximates_it_and_leaves_the_model_in_float32(
+    edit: str, images: tf.Tensor
+) -> None:
+    model = randomised(edited(EDITS[edit]))
+    trained = fused.training_model(model)
+    _, exact_gradients = step(trained, images)
+    rounded, rounded_gradients = step(trained, images, "mixed_bfloat16")
+
+    assert {g.dtype for g in (rounded, *rounded_gradients.values())} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(rounded.sum(axis=1), 1, atol=1e-6)  # the last layer is in float32
+    ours, theirs = (
+        np.concatenate([g.ravel() for g in gradients.values()])
+        for gradients in (rounded_gradients, exact_gradients)
+    )
+    cosine = np.vdot(ours, theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs))
+    assert 0.95 < cosine < 0.9999  # close, and truly another arithmetic
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
