@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-pytest_plugins = ["remotes"]
+pytest_plugins = ["remotes", "slurm"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

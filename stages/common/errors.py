@@ -118,5 +118,6 @@ def _exit(message: str) -> None:
             "; DVC removed the old outputs of this stage before it ran: "
             "`git restore metrics` and `dvc checkout` bring them back"
         )
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    # In one piece: several workers may write to the same place at once.
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
     sys.exit(status)
