@@ -329,7 +329,7 @@ def test_a_full_disk_leaves_the_old_tensors(project: Project) -> None:
     script = "unset COVERAGE_PROCESS_CONFIG; ulimit -f 16; exec python -m stages.preprocess"
     printed = project.run("sh", "-c", script, status=1)
     assert printed == (
-        "error: a file: File too large; check the file and its disk, then run it again\n"
+        "error: data/tensors: File too large; check the file and its disk, then run it again\n"
     )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

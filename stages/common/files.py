@@ -18,7 +18,9 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary path has the same file name, in a temporary folder beside `path`. Nothing is
     there yet: whoever creates the file gives it the mode that the umask asks for. Several outputs
     that belong together go into one `contextlib.ExitStack`: then none of them is replaced before
-    all are written. Raises OSError if the folder of `path` cannot be written.
+    all are written. Under `dvc repro` the old files are gone before that: DVC removes the outputs
+    of a stage that it is about to run. Raises OSError, with the name of the file or of its
+    folder, if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -27,8 +29,12 @@ def replacing(path: Path) -> Iterator[Path]:
         prefix=prefix, suffix=".tmp", dir=path.parent, ignore_cleanup_errors=True
     ) as folder:
         temporary = Path(folder, path.name)
-        yield temporary
-        os.replace(temporary, path)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except OSError as error:  # Python does not say where a disk is full
+            error.filename = error.filename or str(path.parent)
+            raise
 
 
 def _remove_leftovers(path: Path) -> None:

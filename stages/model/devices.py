@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -49,11 +50,10 @@ class Devices:
         timer.start()
         try:
             yield
-        except _LOST as error:
-            reason = error.message.strip().splitlines()[-1:]
+        except _LOST:
             raise StageError(
-                f"worker {self.worker} of {self.workers} lost another worker: "
-                f"{' '.join(reason)}; see what that one says, then start all again"
+                f"worker {self.worker} of {self.workers} lost another one; "
+                "see what that one says, then start all again"
             ) from None
         finally:
             timer.cancel()
@@ -80,7 +80,9 @@ def start(choice: str, versions: dict[str, str], timeout: float) -> Devices:
         workers.meet(found, versions, timeout)
         # While TensorFlow connects, it lets no other thread run that could print a line.
         faulthandler.dump_traceback_later(timeout, exit=True)
+        ours = signal.getsignal(signal.SIGTERM)
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        signal.signal(signal.SIGTERM, ours)  # TensorFlow takes it for itself
         faulthandler.cancel_dump_traceback_later()
         return Devices(strategy, found.own, len(found.addresses), timeout)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")

@@ -102,8 +102,10 @@ def test_a_batch_that_devices_cannot_share(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGTERM)],
+)
 def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal.Signals) -> None:
     folder = Folder(tmp_path)
     folder.write_tensors(range(60))
@@ -125,8 +127,14 @@ def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal
         assert time.monotonic() - start < 40
         assert survivor.returncode == 1
         (line,) = [line for line in printed.splitlines() if not line.startswith("train: ")]
-        assert line.startswith(f"error: worker {1 - victim} of 2 lost another worker: ")
-        assert line.endswith("see what that one says, then start all again")
+        assert line == (
+            f"error: worker {1 - victim} of 2 lost another one; "
+            "see what that one says, then start all again"
+        )
+        if number == signal.SIGTERM:
+            _, printed = running[victim].communicate(timeout=60)
+            assert printed.endswith("error: stopped by SIGTERM; run it again to complete\n")
+            assert running[victim].returncode == 128 + number
     finally:
         for process in running:
             process.kill()
