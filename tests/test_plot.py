@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from stages import plot
+from stages.figures import drawing, names
 
 CLASSES = ["Ankle boot", "T-shirt/top", "NA"]
 
@@ -87,7 +88,7 @@ def check_that_all_is_in_the_picture(figure: Figure) -> None:
 def test_a_grid_shows_up_to_ten_images_with_their_own_titles(wrong: int, shown: int) -> None:
     predictions = table(30, wrong)
     mistaken = predictions[predictions["actual"] != predictions["predicted"]]
-    figure = plot.grid(stripes(30), mistaken, "misclassified", seed=1)
+    figure = drawing.grid(stripes(30), mistaken, "misclassified", seed=1)
     assert figure.get_suptitle() == (
         f"misclassified: {shown} of {wrong}" if shown else "misclassified: none"
     )
@@ -103,12 +104,12 @@ def test_a_grid_shows_up_to_ten_images_with_their_own_titles(wrong: int, shown: 
 
 
 def test_the_number_of_a_grid_has_its_thousands_marked() -> None:
-    figure = plot.grid(stripes(1234), table(1234, 0), "correctly classified", seed=0)
+    figure = drawing.grid(stripes(1234), table(1234, 0), "correctly classified", seed=0)
     assert figure.get_suptitle() == "correctly classified: 10 of 1,234"
 
 
 def test_cells_without_an_image_stay_blank() -> None:
-    figure = plot.grid(stripes(30), table(30, 0).iloc[:0], "misclassified", seed=1)
+    figure = drawing.grid(stripes(30), table(30, 0).iloc[:0], "misclassified", seed=1)
     drawn = io.BytesIO()
     figure.savefig(drawn)
     picture = matplotlib.image.imread(io.BytesIO(drawn.getvalue()))[..., :3]
@@ -117,7 +118,7 @@ def test_cells_without_an_image_stay_blank() -> None:
 
 
 def test_images_are_drawn_without_ticks_or_frames() -> None:
-    figures = (plot.sample(stripes(2)[1], "Bag"), plot.grid(stripes(30), table(30, 0), "", 0))
+    figures = (drawing.sample(stripes(2)[1], "Bag"), drawing.grid(stripes(30), table(30, 0), "", 0))
     for axes in (axes for figure in figures for axes in figure.axes):
         assert len(axes.get_xticks()) == len(axes.get_yticks()) == 0
         assert not axes.get_frame_on()
@@ -125,14 +126,14 @@ def test_images_are_drawn_without_ticks_or_frames() -> None:
 
 def test_the_seed_chooses_the_images() -> None:
     titles = [
-        [axes.get_title() for axes in plot.grid(stripes(90), table(90, 0), "", seed).axes]
+        [axes.get_title() for axes in drawing.grid(stripes(90), table(90, 0), "", seed).axes]
         for seed in (0, 0, 1)
     ]
     assert titles[0] == titles[1] != titles[2]
 
 
 def test_the_first_training_image_bears_its_name() -> None:
-    figure = plot.sample(stripes(5)[4], "Bag")
+    figure = drawing.sample(stripes(5)[4], "Bag")
     assert figure.axes[0].get_title() == "first training image: Bag"
     assert (pixels(figure.axes[0]) == stripes(5)[4, ..., 0]).all()
 
@@ -147,7 +148,7 @@ def test_the_confusion_matrix_counts(tmp_path: Path) -> None:
     assert expected["Ankle boot", "T-shirt/top"] != expected.get(("T-shirt/top", "Ankle boot"))
 
     matrix = plot.count_pairs(predictions, CLASSES)
-    figure = plot.confusion(matrix, CLASSES)
+    figure = drawing.confusion(matrix, CLASSES)
     axes = figure.axes[0]
     FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
@@ -191,7 +192,7 @@ def test_the_confusion_matrix_counts(tmp_path: Path) -> None:
 
 
 def test_a_matrix_without_a_mistake_is_light_all_over() -> None:
-    figure = plot.confusion(np.diag([7, 0, 12]), CLASSES)
+    figure = drawing.confusion(np.diag([7, 0, 12]), CLASSES)
     (image,) = figure.axes[0].images
     assert not np.asarray(image.get_array()).any()
     assert image.get_clim() == (0, 2)
@@ -214,10 +215,10 @@ def test_a_matrix_without_a_mistake_is_light_all_over() -> None:
 )
 def test_any_number_of_classes_and_any_length_of_names_stays_readable(classes: list[str]) -> None:
     count = len(classes)
-    plot.choose_fonts(classes)
+    names.choose_fonts(classes)
     matrix = 3 * np.eye(count, dtype=np.int64) + np.eye(count, k=1, dtype=np.int64)
     matrix[0, 0] = 1234
-    figure = plot.confusion(matrix, classes)
+    figure = drawing.confusion(matrix, classes)
     check_that_all_is_in_the_picture(figure)
     axes = figure.axes[0]
     assert 4 <= figure.get_figwidth() <= 60
@@ -240,7 +241,7 @@ def test_any_number_of_classes_and_any_length_of_names_stays_readable(classes: l
 
 
 def test_so_many_classes_that_their_counts_have_no_room() -> None:
-    figure = plot.confusion(100 * np.eye(400, dtype=np.int64), [f"c{i}" for i in range(400)])
+    figure = drawing.confusion(100 * np.eye(400, dtype=np.int64), [f"c{i}" for i in range(400)])
     assert figure.get_figwidth() <= 60
     assert not figure.axes[0].texts
 
@@ -252,9 +253,9 @@ def test_a_dollar_sign_is_no_formula() -> None:
     classes = ["$x^2$", "5 $ and 6 $", r"$\no formula$"]
     predictions = table(30, 4, classes)
     figures = (
-        plot.grid(stripes(30), predictions, "misclassified", 0),
-        plot.confusion(plot.count_pairs(predictions, classes), classes),
-        plot.sample(stripes(1)[0], classes[2]),
+        drawing.grid(stripes(30), predictions, "misclassified", 0),
+        drawing.confusion(plot.count_pairs(predictions, classes), classes),
+        drawing.sample(stripes(1)[0], classes[2]),
     )
     for figure in figures:
         texts = [text for text in drawn_texts(figure) if "$" in text.get_text()]
@@ -272,8 +273,8 @@ LONG = [
 @pytest.mark.parametrize("name", ["a rather long name", *LONG])
 def test_titles_of_a_grid_do_not_overlap(name: str) -> None:
     predictions = table(30, 9).replace({"NA": name, "Ankle boot": f"{name}!"})
-    plot.choose_fonts([name])
-    figure = plot.grid(stripes(30), predictions, "correctly classified", seed=0)
+    names.choose_fonts([name])
+    figure = drawing.grid(stripes(30), predictions, "correctly classified", seed=0)
     check_that_all_is_in_the_picture(figure)
     boxes = [axes.title.get_window_extent() for axes in figure.axes]
     for index, box in enumerate(boxes):
@@ -281,23 +282,23 @@ def test_titles_of_a_grid_do_not_overlap(name: str) -> None:
         assert not any(
             box.overlaps(axes.get_window_extent().shrunk(0.9, 0.9)) for axes in figure.axes
         )
-    check_that_all_is_in_the_picture(plot.sample(stripes(1)[0], name))
+    check_that_all_is_in_the_picture(drawing.sample(stripes(1)[0], name))
 
 
 def test_names_keep_their_beginning_and_their_end() -> None:
-    assert plot.shorten("x" * 30, 30) == "x" * 30
+    assert names.shorten("x" * 30, 30) == "x" * 30
     assert (
-        plot.shorten("melanoma of the kind that has stage 1", 30)
+        names.shorten("melanoma of the kind that has stage 1", 30)
         == "melanoma of the kind … stage 1"
     )
-    assert len(plot.shorten("y" * 31, 30)) == 30
-    assert len(plot.shorten("Y" * 31, 30)) == 22
-    assert len(plot.shorten("犬" * 31, 30)) == 15
-    assert plot.wrap("predicted", "short", 26) == "predicted short"
-    assert plot.wrap("predicted", "benign keratosis-like lesions", 26) == (
+    assert len(names.shorten("y" * 31, 30)) == 30
+    assert len(names.shorten("Y" * 31, 30)) == 22
+    assert len(names.shorten("犬" * 31, 30)) == 15
+    assert names.wrap("predicted", "short", 26) == "predicted short"
+    assert names.wrap("predicted", "benign keratosis-like lesions", 26) == (
         "predicted benign\nkeratosis-like lesions"
     )
-    assert plot.wrap("one", "two three four five six", 9) == "one two\nthree …"
+    assert names.wrap("one", "two three four five six", 9) == "one two\nthree …"
 
 
 def system_font_has(character: str) -> bool:
@@ -376,14 +377,14 @@ def test_fonts_of_the_machine_draw_what_the_default_lacks(
     name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with matplotlib.rc_context():
-        plot.choose_fonts(["7", name])
+        names.choose_fonts(["7", name])
         families = matplotlib.rcParams["font.family"]
         assert families[0] == "DejaVu Sans"
         printed = capfd.readouterr().err
         if all(system_font_has(character) for character in name):
             assert printed == ""
             assert len(families) > 1
-            figure = plot.sample(stripes(1)[0], name)
+            figure = drawing.sample(stripes(1)[0], name)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # matplotlib warns of a missing glyph
                 drawn_texts(figure)
@@ -393,14 +394,14 @@ def test_fonts_of_the_machine_draw_what_the_default_lacks(
 
 def test_names_that_the_default_font_has_need_no_other(capfd: pytest.CaptureFixture[str]) -> None:
     with matplotlib.rc_context():
-        plot.choose_fonts(["7", "Ω", "naïve café", "Ж", "عربى"])
+        names.choose_fonts(["7", "Ω", "naïve café", "Ж", "عربى"])
         assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]
     assert capfd.readouterr().err == ""
 
 
 def test_many_missing_characters_are_cut_short(capfd: pytest.CaptureFixture[str]) -> None:
     with matplotlib.rc_context():
-        plot.choose_fonts(["".join(chr(0xF1000 + number) for number in range(11))])
+        names.choose_fonts(["".join(chr(0xF1000 + number) for number in range(11))])
     shown = " ".join(chr(0xF1000 + number) for number in range(10))
     assert f"has {shown} ...: class names" in capfd.readouterr().err
     assert unicodedata.category(PRIVATE) == "Co"
@@ -420,7 +421,7 @@ def test_the_curves_are_those_of_the_history() -> None:
             "validation_accuracy": [nothing, 0.6, nothing, 0.95],
         }
     )
-    figure = plot.training(history)
+    figure = drawing.training(history)
     assert figure.get_suptitle() == "training"
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy"]
     for axes in figure.axes:
@@ -457,7 +458,7 @@ def test_without_validation_there_is_one_curve() -> None:
             "validation_accuracy": nothing,
         }
     )
-    for axes in plot.training(history).axes:
+    for axes in drawing.training(history).axes:
         assert [line.get_label() for line in axes.lines] == ["training"]
 
 
@@ -507,7 +508,7 @@ def test_the_stage_draws_what_it_read(
     save = Figure.savefig
 
     def note(figure: Figure, target: Path, **options: Any) -> None:
-        saved[target.name.split(".")[1]] = figure
+        saved[target.stem] = figure
         save(figure, target, **options)
 
     monkeypatch.setattr(Figure, "savefig", note)

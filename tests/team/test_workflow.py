@@ -40,7 +40,7 @@ def test_a_lock_that_does_not_match_is_refused_without_data(
     clone.run(*MAKE, "locked")
     for name, old, new in (
         ("params.yaml", "seed: 0", "seed: 1"),
-        ("stages/plot.py", "ROWS, COLUMNS = 2, 5", "ROWS, COLUMNS = 5, 2"),
+        ("stages/figures/drawing.py", "ROWS, COLUMNS = 2, 5", "ROWS, COLUMNS = 5, 2"),
         ("metrics/metrics.json", '"images": 60', '"images": 61'),
         ("data/datasets.yaml", "title: Small", "title: Tiny"),
     ):
