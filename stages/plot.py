@@ -95,12 +95,8 @@ def main() -> None:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # said already
         figures = {
             "sample": drawing.sample(train_images[0], classes[train_labels[0].argmax()]),
-            "mismatch": drawing.grid(
-                test_images, predictions[~matched], "misclassified", settings.seed
-            ),
-            "match": drawing.grid(
-                test_images, predictions[matched], "correctly classified", settings.seed
-            ),
+            "mismatch": drawing.grid(test_images, missed, "misclassified", settings.seed),
+            "match": drawing.grid(test_images, matched, "correctly classified", settings.seed),
             "confusion": drawing.confusion(matrix, classes),
             "training": drawing.training(history),
         }
