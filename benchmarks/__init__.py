@@ -1,1 +1,1 @@
-"""The figures that README.md claims: how they were measured."""
+"""The figures in README.md and docs/: how they were measured."""

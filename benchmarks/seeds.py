@@ -26,7 +26,7 @@ from benchmarks import results
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What each recipe changes in params.yaml; README.md gives the same as `dvc exp run -S ...`.
+# What each recipe changes in params.yaml; docs/results.md gives the same as `dvc exp run -S ...`.
 RECIPES: dict[str, list[str]] = {
     "default": [],
     "avx2": ["train.instructions=avx2", "evaluate.instructions=avx2"],

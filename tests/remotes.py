@@ -35,7 +35,7 @@ class Remote:
     private: dict[str, str] = field(default_factory=dict)  # settings of one person
 
     def configure(self, project: Project) -> None:
-        """Add the remote as README.md says, and commit it."""
+        """Add the remote as docs/team.md says, and commit it."""
         project.dvc("remote", "add", "--default", "team", self.url)
         project.dvc("remote", "modify", "team", "verify", "true")
         for name, value in self.shared.items():

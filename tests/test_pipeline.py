@@ -11,8 +11,6 @@ import pytest
 import yaml
 from conftest import PIPELINE, ROOT, STAGES, Project
 
-from benchmarks.seeds import RECIPES
-
 
 def imported(file: str) -> Iterator[str]:
     """Yield the modules below stages/ that a file imports, wherever in the file it does."""
@@ -263,23 +261,3 @@ def test_commits_compare_in_a_clone_with_no_remote_and_no_cache(
             assert os.path.relpath(image, clone.path / "comparison") in page
     for part in ("Loss", "Accuracy", "Confusion matrix", '"rev": "HEAD~1"', '"rev": "workspace"'):
         assert part in page
-
-
-@pytest.mark.parametrize("recipe", ["tutorial", "long"])
-def test_readme_gives_the_recipes_that_were_measured(recipe: str) -> None:
-    readme = " ".join((ROOT / "README.md").read_text().replace("\\\n", "").split())
-    assert "dvc exp run " + " ".join(f"-S {setting}" for setting in RECIPES[recipe]) in readme
-
-
-@pytest.mark.parametrize("name", ["seeds", "seeds-tutorial", "seeds-long", "seeds-avx2"])
-def test_readme_gives_the_accuracies_that_were_measured(name: str) -> None:
-    results = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
-    mean, deviation = (results["summary"]["test"][key] for key in ("mean", "deviation"))
-    runs = len(results["runs"])
-    assert f"{mean:.4f} ± {deviation:.4f} ({runs} seeds)" in (ROOT / "README.md").read_text()
-
-
-def test_readme_gives_the_time_that_the_longer_recipe_took() -> None:
-    results = json.loads((ROOT / "benchmarks/results/seeds-long.json").read_text())
-    seconds = results["summary"]["seconds"]["mean"]
-    assert f"14 epochs, {seconds:.0f} s |" in (ROOT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Data and results shared through Git and a remote, as README.md says, with real servers."""
+"""Data and results shared through Git and a remote, as docs/team.md says, with real servers."""
 
 import json
 import shutil

@@ -1,0 +1,272 @@
+"""README.md, CONTRIBUTING.md and docs/ against what they speak of."""
+
+import json
+import re
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import PIPELINE, ROOT, STAGES, Project, contents, small_images
+from remotes import publish
+
+from benchmarks import compare, fetch_speed
+from benchmarks.seeds import RECIPES
+from stages.common import params
+from stages.dataset.idx import write_idx
+from stages.model import workers
+
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+RESULTS: dict[str, Any] = {
+    file.stem: json.loads(file.read_text()) for file in (ROOT / "benchmarks/results").glob("*.json")
+}
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the blocks of code in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)
+
+
+def accuracy(name: str) -> str:
+    """Return what pages say of the test accuracy of a recipe, from its results."""
+    mean, deviation = (RESULTS[name]["summary"]["test"][key] for key in ("mean", "deviation"))
+    return f"{mean:.4f} ± {deviation:.4f} ({len(RESULTS[name]['runs'])} seeds)"
+
+
+def processor(name: str) -> str:
+    return str(RESULTS[name]["machine"]["processor"]).partition(" (")[0]
+
+
+def has(page: str, *lines: str) -> None:
+    for line in lines:
+        assert line in text(page).splitlines(), f"{page} must have this line:\n{line}"
+
+
+# Figures
+
+
+def test_readme_has_the_figures_that_were_measured() -> None:
+    measured, machine = RESULTS["compare"]["measured"], RESULTS["compare"]["machine"]
+    ours, notebook, steps, pytorch = (
+        statistics.median(measured[name])
+        for name in (
+            "pipeline, seconds",
+            "notebook, seconds",
+            "pipeline float32, images/s in steps",
+            "PyTorch float32, images/s in steps",
+        )
+    )
+    has(
+        "README.md",
+        f"| test accuracy, one epoch | {accuracy('seeds')} | the tutorial it grew from: 0.9708 "
+        f"reported, {accuracy('seeds-tutorial')} measured here |",
+        f"| seconds from archives to figures | {ours:.0f} | {notebook:.0f}: the tutorial's "
+        "notebook as one script |",
+        f"| images a second in training steps | {steps:,.0f} | {pytorch:,.0f}: the same network in "
+        "PyTorch |",
+        f"The last two are medians of {RESULTS['compare']['runs']} runs in float32 on "
+        f"{machine['cores']} cores of {processor('compare')}, tensorflow {machine['tensorflow']}, "
+        f"keras {machine['keras']};",
+    )
+
+
+def test_readme_shows_what_the_committed_run_printed() -> None:
+    def committed(name: str) -> dict[str, Any]:
+        # From Git: `make repro` on another CPU model may change the files that are here.
+        command = ["git", "show", f":metrics/{name}.json"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        return dict(json.loads(result.stdout))
+
+    metrics, training = committed("metrics"), committed("training")
+    parts = (
+        f"{split} accuracy {values['accuracy']:.4f}, loss {values['loss']:.4f}"
+        for split, values in training.items()
+    )
+    has(
+        "README.md",
+        "; ".join(parts),
+        f"test accuracy {metrics['accuracy']:.4f}: {metrics['mismatches']} of "
+        f"{metrics['images']:,} misclassified, loss {metrics['loss']:.4f}",
+        f"5 figures in metrics/figures: {metrics['mismatches']} misclassified images",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "command"),
+    [
+        ("seeds-tutorial", "the tutorial's, here", "--recipe tutorial --seeds 3"),
+        ("seeds", "default, one epoch", ""),
+        ("seeds-avx2", "default, with AVX2 alone", "--recipe avx2 --seeds 3"),
+        ("seeds-long", "longer, 14 epochs", "--recipe long --seeds 3"),
+    ],
+)
+def test_results_have_the_accuracies_that_were_measured(
+    name: str, recipe: str, command: str
+) -> None:
+    measured = RESULTS[name]["summary"].get("seconds")
+    seconds = f"{measured['mean']:.0f} s" if measured else "-"
+    command = f"python -m benchmarks.seeds {command}" if command else "make seeds"
+    has(
+        "docs/results.md",
+        f"| {recipe} | {accuracy(name)} | {seconds} | {processor(name)} | `{command}` |",
+    )
+
+
+def test_results_have_the_speeds_that_were_measured() -> None:
+    has("docs/results.md", *compare.table(RESULTS["compare"]["measured"]))
+    has("docs/results.md", *map(fetch_speed.row, RESULTS["fetch_speed"]["comparisons"]))
+    used = [line for line in text("docs/results.md").splitlines() if line.startswith("On an ")]
+    assert used[0].startswith(f"On an {processor('compare')}. ")
+    assert used[1] == f"On an {processor('fetch_speed')}."
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_name_the_machines(name: str) -> None:
+    machine = RESULTS[name]["machine"]
+    has("docs/results.md", "- " + "; ".join(f"{key} {value}" for key, value in machine.items()))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_has_another_accuracy(page: str) -> None:
+    said = re.findall(r"0\.\d{4} ± 0\.\d{4} \(\d+ seeds\)", text(page))
+    assert set(said) <= {accuracy(name) for name in RESULTS if name.startswith("seeds")}
+
+
+@pytest.mark.parametrize("recipe", ["tutorial", "long"])
+def test_results_give_the_recipes_that_were_measured(recipe: str) -> None:
+    page = " ".join(text("docs/results.md").replace("\\\n", "").split())
+    command = "dvc exp run " + " ".join(f"-S {setting}" for setting in RECIPES[recipe])
+    assert command in page
+
+
+def test_determinism_has_what_the_emulated_cpu_showed() -> None:
+    same = RESULTS["other_cpu"]["same"]
+    native, avx2 = (list(same[name].values()) for name in ("native", "avx2"))
+    assert all(avx2)
+    has(
+        "docs/determinism.md",
+        f"| {RESULTS['other_cpu']['machine']['processor'].partition(' (')[0]} and an emulated "
+        f"Haswell, which has nothing newer than AVX2 | {native.count(False)} of {len(native)} "
+        f"results of a training step differ in their last bits | all {len(avx2)} are the same |",
+    )
+
+
+# What pages name
+
+
+def test_readme_is_short() -> None:
+    assert len(text("README.md").split()) < 900
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", text(page)):
+        if not link.startswith(("http://", "https://")):
+            path, _, fragment = link.partition("#")
+            target = (ROOT / page).parent / path if path else ROOT / page
+            assert target.exists(), link
+            if fragment:
+                headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+                assert fragment in map(anchor, headings), link
+
+
+def test_readme_shows_files_that_are_there() -> None:
+    [tree] = [block for block in blocks("README.md", "text") if "dvc.yaml" in block]
+    folder = ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+        assert (ROOT / (folder + name if line.startswith(" ") else name)).exists(), line
+    table = re.findall(r"^\| (\w+) \| .* \| (`.*`) \|$", text("README.md"), re.MULTILINE)
+    assert [stage for stage, _ in table] == STAGES
+    for stage, files in table:
+        stated = json.dumps(PIPELINE[stage])
+        assert all(file.strip("` ").rstrip("/") in stated for file in files.split(","))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_make_targets_and_parameters_that_exist(page: str) -> None:
+    targets = set(re.findall(r"^([\w./-]+):", text("Makefile"), re.MULTILINE))
+    named = re.findall(r"(?:^\$ |`)make (?:--?\S+ |[A-Z]+=\S+ )*([a-z][\w-]*)", text(page), re.M)
+    assert set(named) <= targets
+    known = yaml.safe_load(text("params.yaml"))
+    sections = "|".join(known)
+    code = " ".join(re.findall(r"`[^`]+`", text(page)) + blocks(page, "(?:console|bash)"))
+    for section, key in re.findall(rf"\b({sections})\.([a-z_]+)\b(?!\.py|\.)", code):
+        assert key in known[section] or (section, key) == ("train", "py"), f"{section}.{key}"
+
+
+# Commands and files that users copy
+
+
+def test_tf_config_in_scale_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    for index, example in enumerate(re.findall(r"TF_CONFIG='(.*)'", text("docs/scale.md"))):
+        monkeypatch.setenv("TF_CONFIG", example)
+        assert workers.find() == (["host1:20000", "host2:20000"], index)
+    assert index == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_array_of_seeds_becomes_experiments(finished: Project, tmp_path: Path) -> None:
+    """The batch script of docs/scale.md, but for Slurm, which would set the task's number."""
+    [script] = [block for block in blocks("docs/scale.md", "bash") if "#SBATCH" in block]
+    (tmp_path / "seeds.sh").write_text(script)
+    publish(finished, tmp_path / "origin.git")
+    before = contents(finished)
+    command = ("bash", str(tmp_path / "seeds.sh"), finished.git("rev-parse", "HEAD").strip())
+    tasks = [
+        subprocess.Popen(
+            command,
+            cwd=finished.path,
+            env=finished.env | {"SLURM_ARRAY_TASK_ID": task},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for task in ("1", "2")
+    ]
+    for process in tasks:
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+        assert "Running stage 'train'" in printed
+        assert "Running stage 'preprocess'" not in printed  # its outputs are in the cache
+    # Once more, as Slurm does with a task whose machine died.
+    finished.run(*command, env={"SLURM_ARRAY_TASK_ID": "1"})
+    assert contents(finished) == before
+    assert finished.git("status", "--porcelain") == ""
+
+    finished.dvc("exp", "pull", "origin", "seed-1", "seed-2")
+    finished.dvc("exp", "apply", "seed-2")
+    assert params.read_yaml(finished.path / "params.yaml")["train"]["seed"] == 2
+    assert contents(finished)["data/model/model.keras"] != before["data/model/model.keras"]
+    assert "Running stage" not in finished.dvc("repro")
+
+
+def test_a_data_set_added_as_the_page_says(project: Project) -> None:
+    folder = project.path / "data/mirror/mine"
+    folder.mkdir()
+    for prefix, count in (("train", 150), ("t10k", 60)):
+        images, labels = small_images(count, seed=count)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    [commands] = [block for block in blocks("docs/data.md", "bash") if "sha256sum" in block]
+    files = project.run("bash", "-euc", commands)
+    [entry] = [block for block in blocks("docs/data.md", "yaml") if "mine:" in block]
+    [before, _] = entry.split("  files:\n")
+    with (project.path / "data/datasets.yaml").open("a") as catalogue:
+        catalogue.write("\n" + before + "  files:\n" + files)
+    project.set_params({"fetch": {"dataset": "mine"}})
+    printed = project.dvc("repro", "preprocess")
+    assert "120 train, 30 validation, 60 test images" in printed
