@@ -1,4 +1,4 @@
-"""The pipeline against the notebook's code and PyTorch, run alternately on this machine.
+"""Compare the pipeline with the notebook's code and with PyTorch, in turn on this machine.
 
     python -m benchmarks.compare [--rounds 5] [--pytorch PYTHON]
 
@@ -33,7 +33,7 @@ PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 @dataclass(frozen=True)
 class Finished:
-    """A process that has ended: seconds, the most memory of it or a descendant, its last line."""
+    """A process that has ended: its time, the peak memory of its largest process, its output."""
 
     seconds: float
     megabytes: float
@@ -65,7 +65,7 @@ def run(command: list[str], folder: Path) -> Finished:
 
 
 def clone(folder: Path) -> Path:
-    """Return a fresh clone with an empty cache, and with what is not committed yet."""
+    """Return a fresh clone with an empty cache, and with changes that are not committed yet."""
     path = folder / "clone"
     shutil.rmtree(path, ignore_errors=True)
     run(["git", "clone", "-q", str(ROOT), str(path)], folder)
@@ -125,7 +125,7 @@ def find_pytorch(interpreter: str) -> str | None:
 
 
 def ratios(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Return what the targets speak of: ratios within each round."""
+    """Return the ratios between the pipeline and its rivals, within each round."""
     wanted = {"wall time, pipeline / notebook": ("pipeline, seconds", "notebook, seconds")}
     for name in PRECISIONS:
         ours = f"pipeline {name}, images/s"
@@ -143,7 +143,7 @@ def ratios(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def table(measured: dict[str, list[float]]) -> list[str]:
-    """Return Markdown: median, least and most of each figure."""
+    """Return Markdown: median, minimum and maximum of each figure."""
     lines = ["| figure | median | min to max | runs |", "|---|---|---|---|"]
     for name, values in measured.items():
         digits = 0 if max(values) >= 100 else 4 if "accuracy" in name else 2

@@ -1,4 +1,4 @@
-"""How long fetching from the bundled mirror takes, and how much memory, beside gzip and sha256sum.
+"""Measure the time and memory of fetching from the bundled mirror, beside gzip and sha256sum.
 
     python -m benchmarks.fetch_speed --runs 15
 

@@ -1,4 +1,4 @@
-"""The tutorial's recipe as one plain script: what the pipeline is measured against.
+"""The tutorial's recipe as one plain script: what the pipeline is compared with.
 
     python benchmarks/notebook.py [--figures FOLDER] [--max-images N]
 

@@ -1,4 +1,4 @@
-"""What is the same on another CPU model: each operation of a training step, here and emulated.
+"""Compare each operation of a training step on this CPU and on an emulated one.
 
     python -m benchmarks.other_cpu [--emulator "qemu-x86_64 -cpu Haswell"]
 

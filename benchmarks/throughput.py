@@ -1,4 +1,4 @@
-"""How fast the train stage trains: run by benchmarks/compare.py in a project that has tensors.
+"""Measure how fast the train stage trains; benchmarks/compare.py runs it in a prepared project.
 
     python -m benchmarks.throughput STARTED train.precision=mixed_bfloat16 ...
 

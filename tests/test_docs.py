@@ -207,6 +207,20 @@ def test_pages_name_make_targets_and_parameters_that_exist(page: str) -> None:
         assert key in known[section] or (section, key) == ("train", "py"), f"{section}.{key}"
 
 
+def test_troubleshooting_quotes_our_messages() -> None:
+    code = text("Makefile") + "".join(
+        file.read_text() for folder in ("stages", "tools") for file in (ROOT / folder).rglob("*.py")
+    )
+    code = re.sub(r'"\s+f?"', "", code)  # a message may go over several lines
+    quoted = re.findall(
+        r"^\| `((?:error:|warning:|…).*?)` \|", text("docs/troubleshooting.md"), re.M
+    )
+    assert len(quoted) >= 10
+    for message in quoted:
+        words = re.findall(r"\b[a-zA-Z]+(?: [a-zA-Z]+\b){2,}", message)
+        assert all(part in code for part in words), message
+
+
 # Commands and files that users copy
 
 
