@@ -224,6 +224,11 @@ def test_troubleshooting_quotes_our_messages() -> None:
 # Commands and files that users copy
 
 
+def test_readme_and_scale_start_slurm_alike() -> None:
+    [command] = [line for line in text("README.md").splitlines() if line.startswith("$ srun")]
+    has("docs/scale.md", command)
+
+
 def test_tf_config_in_scale_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     for index, example in enumerate(re.findall(r"TF_CONFIG='(.*)'", text("docs/scale.md"))):
         monkeypatch.setenv("TF_CONFIG", example)
