@@ -69,7 +69,7 @@ NO_GIT := error: not a Git repository, which DVC needs: clone the project, or ru
 .venv/vega.js: .venv/tests.stamp
 	python -c 'import vl_convert; print(vl_convert.javascript_bundle(vl_version="5.8"))' > $@
 
-# What a team needs; the documentation shows when.
+# What a team needs; docs/team.md shows when.
 
 BASE ?= origin/main
 
