@@ -144,8 +144,9 @@ def build(
         if "negative" not in str(error):  # Keras' word for a layer that leaves no pixel
             raise
         raise StageError(
-            f"{NETWORK}: leaves nothing of images of {image_shape[0]}x{image_shape[1]} pixels, as "
-            f"in {paths.TENSORS}; take out a pooling layer, or use larger images"
+            f"{NETWORK}: the network pools the images in {paths.TENSORS}, of "
+            f"{image_shape[0]}x{image_shape[1]} pixels, down to nothing; take out a pooling layer, "
+            "or use larger images"
         ) from None
     if model.output_shape != (None, classes):
         raise StageError(

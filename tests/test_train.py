@@ -144,7 +144,11 @@ def test_one_class_only(folder: Folder) -> None:
 
 def test_images_too_small_for_two_poolings(folder: Folder) -> None:
     folder.write_tensors(range(8), size=3)
-    refuses(folder, "stages/model/network.py: leaves nothing of images of 3x3 pixels")
+    refuses(
+        folder,
+        "stages/model/network.py: the network pools the images in ",
+        "of 3x3 pixels, down to nothing",
+    )
 
 
 def test_a_network_without_a_place_for_each_class() -> None:

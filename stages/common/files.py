@@ -16,7 +16,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path; rename it to `path` on success, delete it on failure.
 
     The temporary path has the same file name, in a temporary folder beside `path`. Nothing is
-    there yet: whoever creates the file gives it the mode that the umask asks for. Several outputs
+    there yet, so the file that is created gets the mode that the umask asks for. Several outputs
     that belong together go into one `contextlib.ExitStack`: then none of them is replaced before
     all are written. Under `dvc repro` the old files are gone before that: DVC removes the outputs
     of a stage that it is about to run. Raises OSError, with the name of the file or of its

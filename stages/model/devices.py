@@ -78,7 +78,7 @@ def start(choice: str, versions: dict[str, str], timeout: float) -> Devices:
     if choice == "multi_worker":
         found = workers.find()
         workers.meet(found, versions, timeout)
-        # While TensorFlow connects, it lets no other thread run that could print a line.
+        # While TensorFlow connects, no other Python thread runs, and so none could print a line.
         faulthandler.dump_traceback_later(timeout, exit=True)
         ours = signal.getsignal(signal.SIGTERM)
         strategy = tf.distribute.MultiWorkerMirroredStrategy()

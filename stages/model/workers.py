@@ -130,7 +130,7 @@ def _gather(
         answers = []
         while missing and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
-            # What is not one of ours, or has gone away again, is none of the workers.
+            # Whatever else connects to the port is ignored.
             with suppress(OSError, ValueError, KeyError, TypeError):
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(left)
@@ -146,7 +146,7 @@ def _gather(
                     )
         if missing:
             names = ", ".join(f"{worker} ({address})" for worker, address in missing.items())
-            problem = f"waited in vain for worker {names}; {_LATE}"
+            problem = f"worker {names} did not come in time; {_LATE}"
         for file in answers:
             with suppress(OSError):
                 print(json.dumps(problem), file=file, flush=True)
@@ -163,7 +163,7 @@ def _report(workers: Workers, versions: dict[str, str], deadline: float) -> str:
                 break
             except OSError:
                 if time.monotonic() > deadline:
-                    return f"waited in vain for worker 0 ({first}); {_LATE}"
+                    return f"worker 0 ({first}) did not come in time; {_LATE}"
                 time.sleep(0.1)
         with connection, connection.makefile("rw", encoding="utf-8") as file:
             connection.settimeout(max(1.0, deadline - time.monotonic()) * 2)

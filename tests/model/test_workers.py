@@ -153,7 +153,7 @@ def test_all_hear_of_a_worker_that_does_not_come(addresses: list[str], missing: 
     problems = set(meet(addresses, versions, timeout=1).values())
     assert time.monotonic() - start < 8
     assert problems == {
-        f"waited in vain for worker {missing} ({addresses[missing]}); "
+        f"worker {missing} ({addresses[missing]}) did not come in time; "
         "start all of them, or raise limits.worker_timeout in params.yaml"
     }
 
