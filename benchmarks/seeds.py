@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES: dict[str, list[str]] = {
     "default": [],
     "avx2": ["train.instructions=avx2", "evaluate.instructions=avx2"],
+    "two-devices": ["train.strategy=mirrored"],
     "tutorial": [
         "preprocess.validation_size=0",
         "train.batch_size=32",
@@ -64,16 +65,19 @@ def change(params: dict[str, Any], setting: str) -> None:
     params[section][key] = yaml.safe_load(value)
 
 
-def stage(name: str, folder: Path) -> float:
+def stage(name: str, folder: Path, module: str = "") -> float:
     """Run one stage in the copy and return its seconds; only its progress bar shows."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", f"stages.{name}"]
-    if subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode:
+    command = [sys.executable, "-m", module or f"stages.{name}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=False
+    ).returncode:
         sys.exit(f"error: stage {name} failed")
     return time.perf_counter() - start
 
 
-def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]:
+def run(settings: list[str], seeds: int, folder: Path, train: str = "") -> list[dict[str, float]]:
     """Train and evaluate with seeds 0, 1, ...; return a dict of figures for each."""
     for name in ("stages", "data/mirror", "data/datasets.yaml"):
         source, target = ROOT / name, folder / name
@@ -89,7 +93,7 @@ def run(settings: list[str], seeds: int, folder: Path) -> list[dict[str, float]]
         # The data do not depend on the seed of training.
         for name in [] if seed else ["fetch", "preprocess"]:
             stage(name, folder)
-        seconds = stage("train", folder)
+        seconds = stage("train", folder, train)
         stage("evaluate", folder)
         training, test = (
             json.loads((folder / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
@@ -117,7 +121,8 @@ def main() -> None:
     settings = RECIPES[arguments.recipe] + arguments.settings
     os.environ["PYTHONHASHSEED"] = "0"
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(settings, arguments.seeds, Path(folder))
+        train = "benchmarks.two_devices" if arguments.recipe == "two-devices" else ""
+        rows = run(settings, arguments.seeds, Path(folder), train)
 
     summary: dict[str, Any] = {}
     for key in FIGURES:

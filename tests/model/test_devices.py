@@ -15,25 +15,9 @@ from remotes import free_ports
 
 pytestmark = pytest.mark.slow
 
-# The stage on a machine that has two devices: TensorFlow parts the CPU.
-TWO_DEVICES = """
-from stages import train
-from stages.common import errors
-from stages.model import runtime
-
-def start(*arguments):
-    before(*arguments)
-    import tensorflow as tf
-    cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
-    tf.config.set_logical_device_configuration(cpu, [half, half])
-
-before, runtime.start = runtime.start, start
-errors.run(train.main)
-"""
-
 
 def two_devices(folder: Folder) -> None:
-    folder.command = [sys.executable, "-c", TWO_DEVICES]
+    folder.command = [sys.executable, "-m", "benchmarks.two_devices"]
 
 
 def worker(folder: Folder, own: int, ports: list[int]) -> subprocess.Popen[str]:
