@@ -13,11 +13,12 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from folder import OUTPUTS, Folder
+import tensorflow as tf
+from folder import OUTPUTS, PARAMS, Folder
 
 from stages import train
 from stages.common.errors import StageError
-from stages.model import network, training
+from stages.model import checkpoints, devices, network, runtime, training
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
+@pytest.mark.slow
 def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(
     folder: Folder, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -77,6 +79,7 @@ def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(
     assert figures["validation"]["accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["avx2", "native"])
 def test_instructions_are_those_asked_for_whatever_the_environment_says(
     folder: Folder, instructions: str
@@ -192,3 +195,109 @@ def test_without_a_terminal_a_line_every_ten_seconds(
         "train: 300 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 28 s left",
         "train: 600 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 16 s left",
     ]
+
+
+def test_progress_of_a_resumed_training_counts_from_there(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    rows = [training.Row(6, 1, 600, 0.5, 0.25, 0.01, None, None)]
+    assert list(train.progress(rows, images=1000, before=400)) == rows
+    assert capfd.readouterr().err == (
+        "train: 600 of 1,000 images, loss 0.5000, accuracy 0.2500, 10 images/s, 40 s left\n"
+    )
+
+
+class Setup:
+    """What `train.start` hands on, when it is called in this process."""
+
+    def __init__(self, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.versions: list[dict[str, str]] = []
+        self.first_steps: list[int] = []
+        self.history: list[training.Row] = []
+        monkeypatch.chdir(folder.path)
+        # TensorFlow runs already, on one device of this process.
+        monkeypatch.setattr(runtime, "start", lambda *_: None)
+        monkeypatch.setattr(devices, "start", self._devices)
+        monkeypatch.setattr(checkpoints, "Checkpoints", self._checkpoints)
+        monkeypatch.setattr(training, "run", self._run)
+
+    def _devices(self, _: str, versions: dict[str, str], __: float) -> devices.Devices:
+        self.versions.append(dict(versions))
+        return devices.Devices(tf.distribute.get_strategy())
+
+    def _checkpoints(self, model: keras.Model, versions: dict[str, str], every: int) -> Any:
+        self.versions.append(dict(versions))
+        assert every == self.parameters.checkpoint_every
+        return self
+
+    def restore(self) -> list[training.Row]:
+        return self.history
+
+    def _run(self, *arguments: Any) -> Any:
+        self.first_steps.append(arguments[-1])
+        return iter(())
+
+    def start(self, **changes: Any) -> train.Run:
+        self.parameters = train.TrainParams(**PARAMS | changes)
+        return train.start(self.parameters, timeout=1)
+
+
+@pytest.fixture
+def setup(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    return Setup(folder, monkeypatch)
+
+
+def test_the_setup_is_what_the_parameters_say(setup: Setup) -> None:
+    run = setup.start(momentum=0.75, epochs=2)
+    assert [run.model.get_layer(f"norm{n}").momentum for n in (1, 2, 3)] == [0.75] * 3
+    assert run.images == 48
+    assert setup.first_steps == [0]
+    setup.history = [training.Row(5, 1, 20, 0.5, 0.25, 0.01, None, None)]
+    assert setup.start().history == setup.history
+    assert setup.first_steps == [0, 5]
+
+
+def test_the_setup_tells_checkpoints_and_workers_all_that_decides_the_result(setup: Setup) -> None:
+    kept = Path("data/checkpoints/abc/ckpt-100.index")
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    setup.start(checkpoint_every=0)
+    setup.start(checkpoint_every=100)
+    workers, first, compared, second = setup.versions
+    assert set(workers) == {"code", "parameters", "tensors"}
+    # The devices share a batch, so their number decides how it is normalised.
+    assert first == second == workers | {"devices": "1"}
+    assert str(kept) in compared.pop("checkpoints")
+    assert compared == workers
+
+
+@pytest.mark.parametrize(("fast", "warned"), [(True, False), (False, True)])
+def test_the_setup_warns_where_bfloat16_is_slow(
+    setup: Setup,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fast: bool,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(runtime, "has_fast_bfloat16", lambda: fast)
+    setup.start(precision="float32")
+    assert capsys.readouterr().err == ""
+    setup.start(precision="mixed_bfloat16")
+    assert ("warning: this CPU has no fast bfloat16" in capsys.readouterr().err) == warned
+
+
+def test_the_setup_refuses_what_cannot_train(setup: Setup, folder: Folder) -> None:
+    with pytest.raises(StageError, match=r"train.precision must be float32 where .* is avx2"):
+        setup.start(precision="mixed_bfloat16", instructions="avx2")
+    folder.write_tensors([2] * 12)
+    with pytest.raises(StageError, match=r"train_labels.npy: all images are of one class"):
+        setup.start()
+
+
+def test_a_batch_of_all_images_is_as_large_as_it_can_be(setup: Setup, folder: Folder) -> None:
+    folder.write_tensors(range(8))
+    assert setup.start(batch_size=8).images == 8
+    with pytest.raises(StageError, match=r"train.batch_size is 9, but there are only 8 training"):
+        setup.start(batch_size=9)

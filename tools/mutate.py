@@ -6,6 +6,7 @@ the reason why none can or need.
 """
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -71,7 +72,11 @@ def copy_project(target: Path) -> None:
 def passes(tests: str, project: Path) -> bool:
     """Run tests in a copy of the project; raise StageError if pytest does not get to run them."""
     command = [sys.executable, "-m", "pytest", *OPTIONS, *shlex.split(tests)]
-    result = subprocess.run(command, cwd=project, check=False, capture_output=True, text=True)
+    # Compiled code counts as new by whole seconds and its length, so a change could be missed.
+    env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        command, cwd=project, env=env, check=False, capture_output=True, text=True
+    )
     if result.returncode not in (0, 1):
         raise StageError(f"`pytest {tests}` ends with status {result.returncode}: {result.stdout}")
     return result.returncode == 0
@@ -109,11 +114,14 @@ def main() -> None:
     """Make the changes that are asked for in a copy of the project."""
     parser = argparse.ArgumentParser(prog="python -m tools.mutate", description="change the code")
     parser.add_argument("--only", default="", metavar="PATTERN", help="in `FILE: WHAT IT BREAKS`")
-    pattern = re.compile(parser.parse_args().only)
+    only = parser.parse_args().only
+    pattern = re.compile(only)
     groups = []
     for group in load():
         chosen = [c for c in group.changes if pattern.search(f"{group.file}: {c.breaks}")]
         groups += [group.model_copy(update={"changes": chosen})] if chosen else []
+    if not groups:
+        raise StageError(f"--only {only}: no change in the list matches")
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
         copy_project(Path(folder))
         if not run(groups, Path(folder)):

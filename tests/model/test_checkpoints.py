@@ -7,10 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import pytest
 from folder import Folder
 
-pytestmark = pytest.mark.slow
+from stages.common import paths
+from stages.common.errors import StageError
+from stages.model import checkpoints as module
+from stages.model.checkpoints import Checkpoints
+from stages.model.training import Row
 
 SETTINGS: dict[str, Any] = {"epochs": 60, "shift": 1, "distortion": 0.1}
 
@@ -40,6 +46,7 @@ def kill_after_a_checkpoint(folder: Folder, number: signal.Signals) -> None:
     assert process.returncode != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_goes_on_and_ends_with_the_same_bits(
     folder: Folder, tmp_path_factory: pytest.TempPathFactory, number: signal.Signals
@@ -58,6 +65,7 @@ def test_it_goes_on_and_ends_with_the_same_bits(
     assert folder.outputs() == undisturbed.outputs()  # no checkpoint is left either
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["parameters", "tensors", "code"])
 def test_a_checkpoint_of_another_training_is_not_used(
     folder: Folder, tmp_path_factory: pytest.TempPathFactory, change: str
@@ -81,6 +89,7 @@ def test_a_checkpoint_of_another_training_is_not_used(
     assert checkpoints(folder)  # the other one, for whoever goes back
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint(folder: Folder) -> None:
     kill_after_a_checkpoint(folder, signal.SIGKILL)
     last = checkpoints(folder)[-1]
@@ -95,3 +104,84 @@ def test_a_damaged_checkpoint(folder: Folder) -> None:
     assert line.endswith("delete the folder to train from the start")
     shutil.rmtree(last.parent)
     assert folder.run().returncode == 0
+
+
+VERSIONS = {"code": "a", "parameters": "b"}
+ROWS = [Row(step, 1, 10 * step, 0.1, 0.5, 0.01, None, None) for step in (20, 40, 45, 65, 90)]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def model(value: float, units: int = 2) -> keras.Model:
+    """Return a model all of whose variables, and those of its optimizer, have one value."""
+    image = keras.Input((3,), name="image")
+    made = keras.Model(image, keras.layers.Dense(units, name="digit")(image))
+    made.compile(keras.optimizers.Adam(0.01, name="adam"), "mse")
+    made.optimizer.build(made.trainable_variables)
+    for variable in [*made.variables, *made.optimizer.variables]:
+        variable.assign(np.full(variable.shape, value))
+    return made
+
+
+def saved() -> list[int]:
+    """Return the steps of the checkpoints that are here."""
+    return [int(file.stem.split("-")[1]) for file in paths.CHECKPOINTS.rglob("*.index")]
+
+
+def test_a_checkpoint_is_saved_each_time_so_many_steps_are_done(here: Path) -> None:
+    there = []
+    for row in Checkpoints(model(1), VERSIONS, every=40).save(iter(ROWS)):
+        there.append((row.step, saved()))
+    assert there == [(20, []), (40, [40]), (45, [40]), (65, [40]), (90, [90])]
+
+
+def test_a_checkpoint_brings_back_the_model_its_optimizer_and_the_history(here: Path) -> None:
+    before = Checkpoints(model(3), VERSIONS, every=40)
+    assert before.restore() == []
+    assert list(before.save(iter(ROWS[:3]))) == ROWS[:3]
+
+    again = model(0)
+    after = Checkpoints(again, VERSIONS, every=40)
+    assert after.restore() == ROWS[:2]
+    for variable in [*again.variables, *again.optimizer.variables]:
+        np.testing.assert_array_equal(variable, 3, err_msg=variable.path)
+    assert list(after.save(iter(ROWS[2:]))) == ROWS[2:]
+    assert saved() == [90]
+    after.remove()
+    assert saved() == []
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_a_checkpoint_of_other_versions_is_left_alone(here: Path, name: str) -> None:
+    list(Checkpoints(model(3), VERSIONS, every=40).save(iter(ROWS)))
+    assert Checkpoints(model(0), VERSIONS | {name: "other"}, every=40).restore() == []
+    assert saved() == [90]
+
+
+def test_without_the_parameter_none_is_saved_or_used(here: Path) -> None:
+    list(Checkpoints(model(3), VERSIONS, every=0).save(iter(ROWS)))
+    assert saved() == []
+    list(Checkpoints(model(3), VERSIONS, every=40).save(iter(ROWS)))
+    assert Checkpoints(model(0), VERSIONS, every=0).restore() == []
+
+
+def test_a_checkpoint_that_does_not_hold_the_whole_model_is_refused(here: Path) -> None:
+    list(Checkpoints(model(3), VERSIONS, every=40).save(iter(ROWS)))
+    other = model(0)
+    other.extra = keras.layers.Dense(1)
+    other.extra.build((None, 3))
+    with pytest.raises(StageError, match="(?s)the checkpoint is damaged: .*delete the folder"):
+        Checkpoints(other, VERSIONS, every=40).restore()
+
+
+def test_workers_can_compare_the_checkpoints_that_they_have(here: Path) -> None:
+    assert module.present() == ""
+    list(Checkpoints(model(3), VERSIONS, every=40).save(iter(ROWS[:2])))
+    first = module.present()
+    assert "-40.index" in first
+    list(Checkpoints(model(3), VERSIONS, every=90).save(iter(ROWS)))
+    assert module.present() != first

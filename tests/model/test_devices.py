@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
+from conftest import ROOT
 from folder import OUTPUTS, Folder
 from remotes import free_ports
 
-pytestmark = pytest.mark.slow
+from stages.common.errors import StageError
+from stages.model import devices
+from stages.model.devices import Devices
 
 
 def two_devices(folder: Folder) -> None:
@@ -60,11 +64,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     return folders
 
 
+@pytest.mark.slow
 def test_two_devices_and_two_workers_give_the_same_bits(trained: dict[str, Folder]) -> None:
     assert tuple(trained["two"].outputs()) == OUTPUTS
     assert trained["two"].outputs() == trained["workers"].outputs()
 
 
+@pytest.mark.slow
 def test_one_device_sees_the_same_images_at_the_same_rate(trained: dict[str, Folder]) -> None:
     one, two = (pd.read_csv(trained[name].path / OUTPUTS[1]) for name in ("one", "two"))
     same = ["step", "epoch", "images_seen", "learning_rate"]
@@ -74,6 +80,7 @@ def test_one_device_sees_the_same_images_at_the_same_rate(trained: dict[str, Fol
     np.testing.assert_allclose(one["loss"].iloc[-3:], two["loss"].iloc[-3:], rtol=0.2)
 
 
+@pytest.mark.slow
 def test_a_batch_that_devices_cannot_share(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     two_devices(folder)
@@ -86,6 +93,7 @@ def test_a_batch_that_devices_cannot_share(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "number"),
     [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGTERM)],
@@ -126,6 +134,7 @@ def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal
     assert folder.outputs() == before
 
 
+@pytest.mark.slow
 def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write_params(strategy="multi_worker")
@@ -153,3 +162,134 @@ def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
     assert (
         "error: worker 1 of 2 waited 15 s for the others; see what they say, or raise" in printed[1]
     )
+
+
+# A network without batch normalisation, trained by plain gradient descent: two devices give what
+# one gives, and a loss that is scaled wrongly gives something else, which Adam would make up for.
+SHARE = """
+import json
+from stages.model import runtime
+runtime.start(seed=1, threads=1, instructions="native")
+import keras
+import numpy as np
+import tensorflow as tf
+cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
+tf.config.set_logical_device_configuration(cpu, [half, half])
+from stages.model import devices, training
+
+recipe = training.Recipe(3, 1, 4, 0.1, 0.0, 0.1, 1, 0.1, "float32")
+images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1), np.uint8)
+labels = np.eye(3, dtype=np.uint8)[np.arange(24) % 3]
+report = {}
+for choice in ("single", "auto"):
+    found = devices.start(choice, {}, timeout=1)
+    with found.strategy.scope():
+        keras.utils.set_random_seed(1)
+        image = keras.Input((4, 4, 1), name="image")
+        x = keras.layers.Rescaling(1 / 255, name="scale")(image)
+        x = keras.layers.Flatten(name="flat")(x)
+        x = keras.layers.Dense(3, "softmax", kernel_regularizer="l2", name="digit")(x)
+        model = keras.Model(image, x)
+        model.compile(keras.optimizers.SGD(0.1, name="sgd"))
+        model.optimizer.build(model.trainable_variables)
+    before = [w.tolist() for w in model.get_weights()]
+    (row,) = training.run(model, (images, labels), (images[:0], labels[:0]), recipe, found)
+    report[choice] = {
+        "devices": found.strategy.num_replicas_in_sync,
+        "before": before,
+        "weights": [w.tolist() for w in model.get_weights()],
+        "row": row,
+    }
+# The same by stock Keras, on one device.
+with tf.device("CPU:0"):
+    for variable, value in zip(model.variables, report["auto"]["before"], strict=True):
+        variable.assign(np.array(value))
+    stock = keras.Model(model.input, model.output)
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
+    stock.compile(keras.optimizers.SGD(0.1, name="sgd"), loss)
+    for part, its in training.batches((images, labels), recipe):
+        for first in range(0, 24, 4):
+            stock.train_on_batch(part[first : first + 4], its[first : first + 4].astype("f4"))
+report["stock"] = [w.tolist() for w in stock.get_weights()]
+print(json.dumps(report))
+"""
+
+
+def test_two_devices_share_a_batch_and_train_as_one_does() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", SHARE], cwd=ROOT, text=True, capture_output=True, check=True
+    ).stdout
+    report = json.loads(shown)
+    single, both = report["single"], report["auto"]
+    assert (single["devices"], both["devices"]) == (1, 2)
+    assert both["row"] == pytest.approx(single["row"], nan_ok=True, rel=1e-4)
+    for one, two, stock in zip(single["weights"], both["weights"], report["stock"], strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-5)
+        np.testing.assert_allclose(one, stock, atol=1e-5)
+
+
+def test_alone_nothing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Devices, "_give_up", lambda _: pytest.fail("there is nobody to wait for"))
+    alone = Devices(tf.distribute.get_strategy(), timeout=0.01)
+    with pytest.raises(tf.errors.AbortedError), alone.waiting():
+        time.sleep(0.1)
+        raise tf.errors.AbortedError(None, None, "of its own")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.InternalError,
+        tf.errors.UnavailableError,
+    ],
+)
+def test_a_lost_worker_is_one_line_and_ends_the_clock(
+    monkeypatch: pytest.MonkeyPatch, kind: type[tf.errors.OpError]
+) -> None:
+    late: list[Devices] = []
+    monkeypatch.setattr(Devices, "_give_up", lambda self: late.append(self))
+    two = Devices(tf.distribute.get_strategy(), worker=1, workers=2, timeout=0.2)
+    with pytest.raises(StageError) as caught, two.waiting():
+        raise kind(None, None, "Additional information:\nthe connection was closed\n")
+    assert str(caught.value) == (
+        "worker 1 of 2 lost another worker: the connection was closed; "
+        "see what that one says, then start all again"
+    )
+    with pytest.raises(ZeroDivisionError), two.waiting():
+        raise ZeroDivisionError
+    time.sleep(0.4)
+    assert late == []
+    with two.waiting():
+        time.sleep(0.4)
+    assert late == [two]
+
+
+def test_a_call_that_comes_too_late_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses: list[int] = []
+    monkeypatch.setattr(devices.os, "_exit", statuses.append)
+    with Devices(tf.distribute.get_strategy(), worker=1, workers=3, timeout=0.1).waiting():
+        time.sleep(0.4)
+    assert statuses == [1]
+    assert capsys.readouterr().err == (
+        "error: worker 1 of 3 waited 0.1 s for the others; see what they say, or raise "
+        "limits.worker_timeout in params.yaml\n"
+    )
+
+
+def test_workers_meet_before_tensorflow_connects_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    task = {"type": "worker", "index": 0}
+    config = {"cluster": {"worker": addresses}, "task": task}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    monkeypatch.setattr(
+        tf.distribute,
+        "MultiWorkerMirroredStrategy",
+        lambda: pytest.fail("the other worker does not appear, and might have other code"),
+    )
+    with pytest.raises(StageError, match="waited in vain for worker 1"):
+        devices.start("multi_worker", {"code": "a"}, timeout=0.3)

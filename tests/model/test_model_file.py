@@ -1,13 +1,18 @@
 """The model file: the same bytes for the same model, and stock Keras loads it."""
 
+import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT, Project
+
+from stages.common.errors import StageError
+from stages.model import model_file
 
 # In processes of its own, because a process builds its layers' names and addresses anew.
 SAVE = """
@@ -37,10 +42,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_save_the_same_bytes(saved: Path) -> None:
     assert (saved / "one.keras").read_bytes() == (saved / "two.keras").read_bytes()
 
 
+@pytest.mark.slow
 def test_no_time_no_address_and_nothing_left_behind(saved: Path) -> None:
     with zipfile.ZipFile(saved / "one.keras") as archive:
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -49,6 +56,7 @@ def test_no_time_no_address_and_nothing_left_behind(saved: Path) -> None:
     assert len(list(saved.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_stock_keras_loads_it_with_its_optimizer(saved: Path) -> None:
     import keras
 
@@ -67,3 +75,75 @@ def test_the_pipelines_model_is_stock_keras(reproduced: Project) -> None:
 
     model = keras.models.load_model(reproduced.path / "data/model/model.keras")
     assert model.output_shape == (None, 3)
+
+
+def test_an_archive_is_written_again_without_what_differs_between_runs(tmp_path: Path) -> None:
+    config = '{"a": {"shared_object_id": 140001}, "b": [{"shared_object_id": 140002}], '
+    config += '"c": {"shared_object_id": 140001}}'
+    parts = {
+        "model.weights.h5": b"\x89HDF weights",
+        "metadata.json": b'{"keras_version": "3.15.1", "date_saved": "2031-05-06@07:08:09"}',
+        "config.json": config.encode(),
+    }
+    with zipfile.ZipFile(tmp_path / "original", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    model_file._repack(tmp_path / "original", tmp_path / "model.keras")
+
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        assert archive.namelist() == ["config.json", "metadata.json", "model.weights.h5"]
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert archive.read("model.weights.h5") == parts["model.weights.h5"]
+        assert json.loads(archive.read("metadata.json")) == {
+            "keras_version": "3.15.1",
+            "date_saved": "1980-01-01@00:00:00",
+        }
+        ids = [part["shared_object_id"] for part in _dicts(json.loads(archive.read("config.json")))]
+    assert ids == [0, 1, 0]
+
+
+def _dicts(config: dict[str, Any]) -> list[dict[str, int]]:
+    return [config["a"], config["b"][0], config["c"]]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model as Keras itself saves it."""
+    import keras
+
+    image = keras.Input((2,), name="image")
+    path = tmp_path / "model.keras"
+    keras.Model(image, keras.layers.Dense(2, name="digit")(image)).save(path)
+    assert model_file.load(path).output_shape == (None, 2)
+    return path
+
+
+@pytest.mark.parametrize("part", ["metadata.json", "config.json", "model.weights.h5"])
+def test_a_damaged_part_is_noticed(model: Path, part: str) -> None:
+    content = bytearray(model.read_bytes())
+    with zipfile.ZipFile(model) as archive:
+        info = archive.getinfo(part)
+        inside = archive.read(part)
+    position = content.index(inside[-40:], info.header_offset) + 20
+    content[position] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(StageError, match=f"model.keras: not a model that Keras .*{part}"):
+        model_file.load(model)
+
+
+def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:
+    import keras
+
+    image = keras.Input((2,), name="image")
+    path = tmp_path / "model.keras"
+    keras.Model(image, keras.layers.Lambda(lambda x: x + 1, name="code")(image)).save(path)
+    with pytest.raises(StageError, match="model.keras: not a model that Keras .*Lambda"):
+        model_file.load(path)
+
+
+def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"model.keras: not found; run `dvc repro train`"):
+        model_file.load(tmp_path / "model.keras")
+    (tmp_path / "model.keras").write_bytes(b"no archive")
+    with pytest.raises(StageError, match=r"not a model that Keras .*run `make verify`"):
+        model_file.load(tmp_path / "model.keras")

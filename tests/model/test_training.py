@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -105,12 +107,88 @@ def test_it_learns_and_its_validation_is_that_of_stock_keras() -> None:
     assert [row.validation_loss is None for row in rows[:4]] == [True, False, True, False]
 
 
+def test_final_figures_are_those_of_the_last_epoch_by_images() -> None:
+    rows = [
+        training.Row(20, 1, 200, 9.0, 0.1, 0.1, None, None),
+        training.Row(25, 1, 250, 8.0, 0.2, 0.1, 0.9, 0.6),
+        training.Row(45, 2, 450, 0.4, 0.8, 0.1, None, None),
+        training.Row(50, 2, 500, 0.9, 0.5, 0.1, 0.3, 0.7),
+    ]
+    assert training.final_figures(rows) == {
+        "training": {
+            "loss": pytest.approx((200 * 0.4 + 50 * 0.9) / 250),
+            "accuracy": pytest.approx((200 * 0.8 + 50 * 0.5) / 250),
+        },
+        "validation": {"loss": 0.3, "accuracy": 0.7},
+    }
+    first = training.final_figures(rows[:2])["training"]
+    assert first["loss"] == pytest.approx((200 * 9 + 50 * 8) / 250)
+
+
+def test_a_resumed_training_sees_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    seen: list[Any] = []
+
+    def train(inputs: Any, steps: Any) -> tuple[tf.Tensor, float]:
+        seen.extend(next(inputs)[0].numpy() for _ in range(int(steps)))
+        return tf.zeros([int(steps), 2]), 0.5
+
+    monkeypatch.setattr(training, "_train_steps", lambda *_: train)
+    whole = [part[0].reshape(-1, 8, 8, 8, 1) for part in training.batches(data(204), recipe)]
+    rows = list(training.run(keras.Model(), data(204), NOTHING, recipe, ALONE, first_step=20))
+    assert [(row.step, row.epoch, row.images_seen) for row in rows] == [
+        (25, 1, 200), (45, 2, 360), (50, 2, 400),
+    ]  # fmt: skip
+    np.testing.assert_array_equal(seen, np.concatenate(whole[1:]))
+
+
+def test_every_call_waits_no_longer_than_devices_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded: list[str] = []
+
+    class Bounding(Devices):
+        @contextmanager
+        def waiting(self) -> Iterator[None]:
+            bounded.append("begins")
+            yield
+            bounded.append("ends")
+
+    def train(_: Any, steps: Any) -> tuple[tf.Tensor, float]:
+        assert bounded[-1] == "begins"
+        return tf.zeros([int(steps), 2]), 0.5
+
+    monkeypatch.setattr(training, "_train_steps", lambda *_: train)
+    rows = training.run(keras.Model(), data(204), NOTHING, RECIPE, Bounding(ALONE.strategy))
+    assert len(list(rows)) == 2
+    assert bounded == ["begins", "ends"] * 2
+
+
+def test_a_probability_of_nothing_counts_as_the_least_that_keras_tells_from_it() -> None:
+    image = keras.Input((1,), name="image")
+    chances = keras.layers.Softmax(name="digit")(1000 * keras.ops.eye(1, 3)[0] * image)
+    images, labels = np.ones((4, 1), np.uint8), np.eye(3, dtype=np.uint8)[[0, 1, 2, 0]]
+    loss, accuracy = training._evaluation(keras.Model(image, chances))(images, labels)
+    assert loss == pytest.approx(-math.log(1e-7) / 2)
+    assert accuracy == 0.5
+
+
+def test_bfloat16_is_used_and_close() -> None:
+    def loss(precision: str) -> float:
+        recipe = dataclasses.replace(RECIPE, precision=precision)
+        (row,) = training.run(new(recipe, 24), data(24), NOTHING, recipe, ALONE)
+        return row.loss
+
+    exact, rounded = loss("float32"), loss("mixed_bfloat16")
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.1)
+
+
 def test_without_validation_there_are_no_such_figures() -> None:
     rows = list(training.run(new(RECIPE, 16), data(16), NOTHING, RECIPE, ALONE))
     assert rows[-1].validation_accuracy is None
     assert training.final_figures(rows).keys() == {"training"}
 
 
+@pytest.mark.slow
 def test_same_recipe_same_bits_another_recipe_others() -> None:
     def weights(recipe: training.Recipe) -> bytes:
         model = new(recipe, 32)
@@ -174,13 +252,14 @@ def test_batches_do_not_depend_on_their_parts_nor_on_where_training_goes_on() ->
 def test_images_are_distorted_first_and_then_shifted_anew_in_each_call() -> None:
     images = np.random.default_rng(1).integers(1, 256, (200, 9, 9, 1), np.uint8)
     labels = np.eye(3, dtype=np.uint8)[np.arange(200) % 3]
-    recipe = dataclasses.replace(RECIPE, batch_size=10, epochs=2, shift=3, distortion=0.3)
-    first, second = (call[0] for call in training.batches((images, labels), recipe))
-    for moved, epoch in ((first, 0), (second, 1)):
-        order = np.random.default_rng([recipe.seed, epoch, 0]).permutation(200)
-        random = np.random.default_rng([recipe.seed, epoch, 1])
-        offsets = random.integers(-3, 4, (200, 2))
-        maps = np.eye(2) + random.uniform(-0.3, 0.3, (200, 2, 2))
+    recipe = dataclasses.replace(RECIPE, batch_size=5, epochs=2, shift=3, distortion=0.3)
+    calls = list(training.batches((images, labels), recipe))
+    assert len(calls) == 4  # of 20 steps, two in each epoch
+    for (moved, _), epoch, position in zip(calls, (0, 0, 1, 1), (0, 20, 0, 20), strict=True):
+        order = np.random.default_rng([recipe.seed, epoch, 0]).permutation(200)[5 * position :]
+        random = np.random.default_rng([recipe.seed, epoch, 1 + position])
+        offsets = random.integers(-3, 4, (100, 2))
+        maps = np.eye(2) + random.uniform(-0.3, 0.3, (100, 2, 2))
         for image, original, matrix, (down, right) in zip(
             moved[:20], images[order[:20]], maps, offsets, strict=False
         ):
@@ -189,6 +268,45 @@ def test_images_are_distorted_first_and_then_shifted_anew_in_each_call() -> None
                 original[..., 0], matrix
             )
             np.testing.assert_allclose(image[..., 0], np.floor(expected[3:12, 3:12]), atol=1)
+
+
+def test_workers_share_each_batch_in_their_order() -> None:
+    split = data(32)
+    recipe = dataclasses.replace(RECIPE, shift=1, distortion=0.1)
+    whole = [
+        (image, label)
+        for images, labels in training.batches(split, recipe)
+        for image, label in zip(images, labels, strict=True)
+    ]
+
+    class TwoWorkers:
+        """As TensorFlow asks one of two workers, each of two devices, for its images."""
+
+        num_replicas_in_sync = 4
+
+        def __init__(self, own: int) -> None:
+            self.context = tf.distribute.InputContext(2, own, 4)
+
+        def distribute_datasets_from_function(self, dataset: Any) -> tf.data.Dataset:
+            return dataset(self.context)
+
+    shares: list[Any] = [
+        training._distribute(split, recipe, TwoWorkers(own), 0)  # type: ignore[arg-type]
+        for own in (0, 1)
+    ]
+    parts = [[tuple(array.numpy() for array in part) for part in share] for share in shares]
+    # Of each batch of 8 the first worker's devices have images 0, 1 and 2, 3; the second's the rest.
+    in_order = [
+        part
+        for batch in range(4)
+        for worker in (0, 1)
+        for part in parts[worker][2 * batch : 2 * batch + 2]
+    ]
+    assert [len(part) for part in parts] == [8, 8]
+    for position, (images, labels) in enumerate(in_order):
+        expected = whole[2 * position : 2 * position + 2]
+        np.testing.assert_array_equal(images, [image for image, _ in expected])
+        np.testing.assert_array_equal(labels, [label for _, label in expected])
 
 
 def test_shift_moves_images_and_leaves_black_behind() -> None:
@@ -237,6 +355,12 @@ def test_an_infinite_loss_names_its_step() -> None:
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, warmup=0)
     with pytest.raises(StageError, match=r"loss became (nan|inf) at step [2-5]; .*learning_rate"):
         list(training.run(new(recipe, 40), data(40), NOTHING, recipe, ALONE))
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_an_infinite_loss_is_that_of_its_own_step(bad: float) -> None:
+    with pytest.raises(StageError, match=f"the loss became {bad} at step 22;"):
+        training._check(np.array([1, bad, math.nan], np.float32), 20)
 
 
 def test_not_enough_memory_names_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
