@@ -227,7 +227,7 @@ class Setup:
         self.versions.append(dict(versions))
         return devices.Devices(tf.distribute.get_strategy())
 
-    def _checkpoints(self, model: keras.Model, versions: dict[str, str], every: int) -> Any:
+    def _checkpoints(self, _: keras.Model, versions: dict[str, str], every: int) -> Any:
         self.versions.append(dict(versions))
         assert every == self.parameters.checkpoint_every
         return self

@@ -464,6 +464,7 @@ def test_right_bytes_in_small_pieces(size: int, target: Path) -> None:
         pytest.param(ARCHIVE + b"junk", "damaged", id="junk after the end"),
         pytest.param(ARCHIVE + b"\x1f", "cut short", id="one byte of a member after the end"),
         pytest.param(ARCHIVE[:500] + bytes(50) + ARCHIVE[550:], "damaged|SHA", id="hole"),
+        pytest.param(ARCHIVE[:10] + b"\xff" * 100, "damaged", id="no block of that type"),
         pytest.param(gzip.compress(ARCHIVE[:-1]), "cut short", id="cut short, then packed"),
     ],
 )

@@ -111,9 +111,8 @@ ROWS = [Row(step, 1, 10 * step, 0.1, 0.5, 0.01, None, None) for step in (20, 40,
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def model(value: float, units: int = 2) -> keras.Model:
@@ -132,14 +131,16 @@ def saved() -> list[int]:
     return [int(file.stem.split("-")[1]) for file in paths.CHECKPOINTS.rglob("*.index")]
 
 
-def test_a_checkpoint_is_saved_each_time_so_many_steps_are_done(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_checkpoint_is_saved_each_time_so_many_steps_are_done() -> None:
     there = []
     for row in Checkpoints(model(1), VERSIONS, every=40).save(iter(ROWS)):
         there.append((row.step, saved()))
     assert there == [(20, []), (40, [40]), (45, [40]), (65, [40]), (90, [90])]
 
 
-def test_a_checkpoint_brings_back_the_model_its_optimizer_and_the_history(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_checkpoint_brings_back_the_model_its_optimizer_and_the_history() -> None:
     before = Checkpoints(model(3), VERSIONS, every=40)
     assert before.restore() == []
     assert list(before.save(iter(ROWS[:3]))) == ROWS[:3]
@@ -155,30 +156,34 @@ def test_a_checkpoint_brings_back_the_model_its_optimizer_and_the_history(here: 
     assert saved() == []
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", VERSIONS)
-def test_a_checkpoint_of_other_versions_is_left_alone(here: Path, name: str) -> None:
+def test_a_checkpoint_of_other_versions_is_left_alone(name: str) -> None:
     list(Checkpoints(model(3), VERSIONS, every=40).save(iter(ROWS)))
     assert Checkpoints(model(0), VERSIONS | {name: "other"}, every=40).restore() == []
     assert saved() == [90]
 
 
-def test_without_the_parameter_none_is_saved_or_used(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_without_the_parameter_none_is_saved_or_used() -> None:
     list(Checkpoints(model(3), VERSIONS, every=0).save(iter(ROWS)))
     assert saved() == []
     list(Checkpoints(model(3), VERSIONS, every=40).save(iter(ROWS)))
     assert Checkpoints(model(0), VERSIONS, every=0).restore() == []
 
 
-def test_a_checkpoint_that_does_not_hold_the_whole_model_is_refused(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_checkpoint_that_does_not_hold_the_whole_model_is_refused() -> None:
     list(Checkpoints(model(3), VERSIONS, every=40).save(iter(ROWS)))
     other = model(0)
     other.extra = keras.layers.Dense(1)
     other.extra.build((None, 3))
-    with pytest.raises(StageError, match="(?s)the checkpoint is damaged: .*delete the folder"):
+    with pytest.raises(StageError, match=r"(?s)the checkpoint is damaged: .*delete the folder"):
         Checkpoints(other, VERSIONS, every=40).restore()
 
 
-def test_workers_can_compare_the_checkpoints_that_they_have(here: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_workers_can_compare_the_checkpoints_that_they_have() -> None:
     assert module.present() == ""
     list(Checkpoints(model(3), VERSIONS, every=40).save(iter(ROWS[:2])))
     first = module.present()

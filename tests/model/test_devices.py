@@ -1,6 +1,7 @@
 """One device, two of one machine, two machines: the train stage on loopback."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -180,41 +181,39 @@ from stages.model import devices, training
 recipe = training.Recipe(3, 1, 4, 0.1, 0.0, 0.1, 1, 0.1, "float32")
 images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1), np.uint8)
 labels = np.eye(3, dtype=np.uint8)[np.arange(24) % 3]
-report = {}
+loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
+
+def build():
+    keras.utils.set_random_seed(1)
+    image = keras.Input((4, 4, 1), name="image")
+    x = keras.layers.Rescaling(1 / 255, name="scale")(image)
+    x = keras.layers.Flatten(name="flat")(x)
+    x = keras.layers.Dense(3, "softmax", kernel_regularizer="l2", name="digit")(x)
+    model = keras.Model(image, x)
+    model.compile(keras.optimizers.SGD(0.1, name="sgd"), loss)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+def weights(model):
+    return [array.tolist() for array in model.get_weights()]
+
+stock = build()
+for part, its in training.batches((images, labels), recipe):
+    for first in range(0, 24, 4):
+        stock.train_on_batch(part[first : first + 4], its[first : first + 4].astype("f4"))
+report = {"stock": weights(stock)}
 for choice in ("single", "auto"):
     found = devices.start(choice, {}, timeout=1)
     with found.strategy.scope():
-        keras.utils.set_random_seed(1)
-        image = keras.Input((4, 4, 1), name="image")
-        x = keras.layers.Rescaling(1 / 255, name="scale")(image)
-        x = keras.layers.Flatten(name="flat")(x)
-        x = keras.layers.Dense(3, "softmax", kernel_regularizer="l2", name="digit")(x)
-        model = keras.Model(image, x)
-        model.compile(keras.optimizers.SGD(0.1, name="sgd"))
-        model.optimizer.build(model.trainable_variables)
-    before = [w.tolist() for w in model.get_weights()]
+        model = build()
     (row,) = training.run(model, (images, labels), (images[:0], labels[:0]), recipe, found)
-    report[choice] = {
-        "devices": found.strategy.num_replicas_in_sync,
-        "before": before,
-        "weights": [w.tolist() for w in model.get_weights()],
-        "row": row,
-    }
-# The same by stock Keras, on one device.
-with tf.device("CPU:0"):
-    for variable, value in zip(model.variables, report["auto"]["before"], strict=True):
-        variable.assign(np.array(value))
-    stock = keras.Model(model.input, model.output)
-    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
-    stock.compile(keras.optimizers.SGD(0.1, name="sgd"), loss)
-    for part, its in training.batches((images, labels), recipe):
-        for first in range(0, 24, 4):
-            stock.train_on_batch(part[first : first + 4], its[first : first + 4].astype("f4"))
-report["stock"] = [w.tolist() for w in stock.get_weights()]
+    count = found.strategy.num_replicas_in_sync
+    report[choice] = {"devices": count, "weights": weights(model), "row": row}
 print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 def test_two_devices_share_a_batch_and_train_as_one_does() -> None:
     shown = subprocess.run(
         [sys.executable, "-c", SHARE], cwd=ROOT, text=True, capture_output=True, check=True
@@ -222,7 +221,7 @@ def test_two_devices_share_a_batch_and_train_as_one_does() -> None:
     report = json.loads(shown)
     single, both = report["single"], report["auto"]
     assert (single["devices"], both["devices"]) == (1, 2)
-    assert both["row"] == pytest.approx(single["row"], nan_ok=True, rel=1e-4)
+    assert both["row"][:6] == pytest.approx(single["row"][:6], rel=1e-4)
     for one, two, stock in zip(single["weights"], both["weights"], report["stock"], strict=True):
         np.testing.assert_allclose(two, one, atol=1e-5)
         np.testing.assert_allclose(one, stock, atol=1e-5)
@@ -230,9 +229,9 @@ def test_two_devices_share_a_batch_and_train_as_one_does() -> None:
 
 def test_alone_nothing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Devices, "_give_up", lambda _: pytest.fail("there is nobody to wait for"))
-    alone = Devices(tf.distribute.get_strategy(), timeout=0.01)
-    with pytest.raises(tf.errors.AbortedError), alone.waiting():
+    with Devices(tf.distribute.get_strategy(), timeout=0.01).waiting():
         time.sleep(0.1)
+    with pytest.raises(tf.errors.AbortedError), Devices(tf.distribute.get_strategy()).waiting():
         raise tf.errors.AbortedError(None, None, "of its own")
 
 
@@ -271,7 +270,7 @@ def test_a_call_that_comes_too_late_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     statuses: list[int] = []
-    monkeypatch.setattr(devices.os, "_exit", statuses.append)
+    monkeypatch.setattr(os, "_exit", statuses.append)
     with Devices(tf.distribute.get_strategy(), worker=1, workers=3, timeout=0.1).waiting():
         time.sleep(0.4)
     assert statuses == [1]

@@ -137,7 +137,7 @@ def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:
     image = keras.Input((2,), name="image")
     path = tmp_path / "model.keras"
     keras.Model(image, keras.layers.Lambda(lambda x: x + 1, name="code")(image)).save(path)
-    with pytest.raises(StageError, match="model.keras: not a model that Keras .*Lambda"):
+    with pytest.raises(StageError, match=r"model.keras: not a model that Keras .*Lambda"):
         model_file.load(path)
 
 

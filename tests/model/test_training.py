@@ -290,12 +290,9 @@ def test_workers_share_each_batch_in_their_order() -> None:
         def distribute_datasets_from_function(self, dataset: Any) -> tf.data.Dataset:
             return dataset(self.context)
 
-    shares: list[Any] = [
-        training._distribute(split, recipe, TwoWorkers(own), 0)  # type: ignore[arg-type]
-        for own in (0, 1)
-    ]
+    shares: list[Any] = [training._distribute(split, recipe, TwoWorkers(own), 0) for own in (0, 1)]
     parts = [[tuple(array.numpy() for array in part) for part in share] for share in shares]
-    # Of each batch of 8 the first worker's devices have images 0, 1 and 2, 3; the second's the rest.
+    # Of each batch of 8 the first worker's devices have images 0 to 3, two each.
     in_order = [
         part
         for batch in range(4)

@@ -59,8 +59,9 @@ def test_each_change_is_told_and_the_work_tree_is_left_alone(
     assert not (copy / "untracked").exists()
 
 
+@pytest.mark.usefixtures("work")
 def test_only_what_survives_is_excused_by_a_reason(
-    work: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copies = tmp_path_factory.mktemp("copies")
     assert run(copies / "one", "the difference", "the first alone", reason="0 has no sign")
@@ -72,17 +73,23 @@ def test_tests_that_fail_without_a_change_tell_nothing(
     work: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     (work / "test_it.py").write_text("def test_it():\n    assert False\n")
-    with pytest.raises(StageError, match="`pytest test_it.py` fails without a change"):
+    with pytest.raises(StageError, match=r"`pytest test_it.py` fails without a change"):
         run(tmp_path_factory.mktemp("copies") / "copy", "the difference")
-    with pytest.raises(StageError, match="`pytest test_it.py -k nothing` ends with status 5"):
-        run(tmp_path_factory.mktemp("copies") / "two", "the difference", tests="test_it.py -k nothing")
+    with pytest.raises(StageError, match=r"`pytest test_it.py -k nothing` ends with status 5"):
+        run(
+            tmp_path_factory.mktemp("copies") / "two",
+            "the difference",
+            tests="test_it.py -k nothing",
+        )
 
 
 def test_the_command_takes_a_pattern() -> None:
     command = [sys.executable, "-m", "tools.mutate", "--only", "no change is of this kind"]
     result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "error: --only no change is of this kind: no change in the list matches\n"
+    assert (
+        result.stderr == "error: --only no change is of this kind: no change in the list matches\n"
+    )
 
 
 def test_every_change_applies_to_the_code_as_it_is() -> None:
