@@ -252,10 +252,9 @@ def test_a_lost_worker_is_one_line_and_ends_the_clock(
     monkeypatch.setattr(Devices, "_give_up", lambda self: late.append(self))
     two = Devices(tf.distribute.get_strategy(), worker=1, workers=2, timeout=0.2)
     with pytest.raises(StageError) as caught, two.waiting():
-        raise kind(None, None, "Additional information:\nthe connection was closed\n")
+        raise kind(None, None, "the connection was closed")
     assert str(caught.value) == (
-        "worker 1 of 2 lost another worker: the connection was closed; "
-        "see what that one says, then start all again"
+        "worker 1 of 2 lost another one; see what that one says, then start all again"
     )
     with pytest.raises(ZeroDivisionError), two.waiting():
         raise ZeroDivisionError
@@ -290,5 +289,5 @@ def test_workers_meet_before_tensorflow_connects_them(monkeypatch: pytest.Monkey
         "MultiWorkerMirroredStrategy",
         lambda: pytest.fail("the other worker does not appear, and might have other code"),
     )
-    with pytest.raises(StageError, match="waited in vain for worker 1"):
+    with pytest.raises(StageError, match=r"worker 1 .* did not come in time"):
         devices.start("multi_worker", {"code": "a"}, timeout=0.3)
