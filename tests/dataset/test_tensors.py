@@ -160,7 +160,7 @@ def test_missing_files(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ('{"classes": "abc"}', "manifest.classes must be a valid list, got abc; "),
-        ("{", "manifest.json: not valid YAML: "),
+        ("{", "manifest.json: not valid YAML in line 1: "),
         ("", "manifest.json: must be a mapping of sections, but is empty; "),
     ],
 )
