@@ -102,6 +102,7 @@ def test_readme_shows_what_the_committed_run_printed() -> None:
     [
         ("seeds-tutorial", "the tutorial's, here", "--recipe tutorial --seeds 3"),
         ("seeds", "default, one epoch", ""),
+        ("seeds-two-devices", "default, on two devices", "--recipe two-devices --seeds 3"),
         ("seeds-avx2", "default, with AVX2 alone", "--recipe avx2 --seeds 3"),
         ("seeds-long", "longer, 14 epochs", "--recipe long --seeds 3"),
     ],
