@@ -4,17 +4,14 @@ import json
 import re
 import statistics
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import PIPELINE, ROOT, STAGES, Project, contents, small_images
-from remotes import publish
+from conftest import PIPELINE, ROOT, STAGES, Project, small_images
 
 from benchmarks import compare, fetch_speed
 from benchmarks.seeds import RECIPES
-from stages.common import params
 from stages.dataset.idx import write_idx
 from stages.model import workers
 
@@ -234,43 +231,6 @@ def test_tf_config_in_scale_is_understood(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("TF_CONFIG", example)
         assert workers.find() == (["host1:20000", "host2:20000"], index)
     assert index == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_an_array_of_seeds_becomes_experiments(finished: Project, tmp_path: Path) -> None:
-    """The batch script of docs/scale.md, but for Slurm, which would set the task's number."""
-    [script] = [block for block in blocks("docs/scale.md", "bash") if "#SBATCH" in block]
-    (tmp_path / "seeds.sh").write_text(script)
-    publish(finished, tmp_path / "origin.git")
-    before = contents(finished)
-    command = ("bash", str(tmp_path / "seeds.sh"), finished.git("rev-parse", "HEAD").strip())
-    tasks = [
-        subprocess.Popen(
-            command,
-            cwd=finished.path,
-            env=finished.env | {"SLURM_ARRAY_TASK_ID": task},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for task in ("1", "2")
-    ]
-    for process in tasks:
-        printed, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, printed
-        assert "Running stage 'train'" in printed
-        assert "Running stage 'preprocess'" not in printed  # its outputs are in the cache
-    # Once more, as Slurm does with a task whose machine died.
-    finished.run(*command, env={"SLURM_ARRAY_TASK_ID": "1"})
-    assert contents(finished) == before
-    assert finished.git("status", "--porcelain") == ""
-
-    finished.dvc("exp", "pull", "origin", "seed-1", "seed-2")
-    finished.dvc("exp", "apply", "seed-2")
-    assert params.read_yaml(finished.path / "params.yaml")["train"]["seed"] == 2
-    assert contents(finished)["data/model/model.keras"] != before["data/model/model.keras"]
-    assert "Running stage" not in finished.dvc("repro")
 
 
 def test_a_data_set_added_as_the_page_says(project: Project) -> None:

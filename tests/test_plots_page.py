@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import vl_convert
@@ -24,22 +25,22 @@ window.addEventListener("load", () => {
 """
 
 
-def open_page(page: Path, profile: Path) -> str:
+def open_page(page: Path) -> str:
     """Return what a browser makes of the page: its DOM, as HTML, after all scripts."""
     flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"]
     flags += ["disable-background-networking", "disable-component-update", "disable-sync"]
-    flags += ["host-resolver-rules=MAP * ~NOTFOUND", f"user-data-dir={profile}"]
-    flags += ["virtual-time-budget=20000", "dump-dom"]
-    command = ["chromium", *(f"--{flag}" for flag in flags), page.as_uri()]
-    result = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env={"HOME": str(profile), "TMPDIR": str(profile.parent)},
-    )
-    return result.stdout
+    flags += ["host-resolver-rules=MAP * ~NOTFOUND", "virtual-time-budget=20000", "dump-dom"]
+    # Chromium makes a socket in there, and the path of a socket has 107 characters at most.
+    with TemporaryDirectory(dir="/tmp", prefix="chromium-", ignore_cleanup_errors=True) as folder:
+        flags.append(f"user-data-dir={folder}/profile")
+        return subprocess.run(
+            ["chromium", *(f"--{flag}" for flag in flags), page.as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+            env={"HOME": folder, "TMPDIR": folder},
+        ).stdout
 
 
 @pytest.fixture
@@ -75,16 +76,14 @@ def points(svg: str, axis: str) -> list[tuple[str, str, float, float]]:
     return sorted({(rev, series, float(x), float(y)) for x, y, rev, series in found})
 
 
-def test_curves_matrix_and_images_are_drawn_without_a_network(
-    compared: Project, tmp_path: Path
-) -> None:
+def test_curves_matrix_and_images_are_drawn_without_a_network(compared: Project) -> None:
     (compared.path / ".venv").mkdir()
     bundle = vl_convert.javascript_bundle(OBSERVER, vl_version="5.8")
     (compared.path / ".venv/vega.js").write_text(bundle)
     compared.dvc("plots", "diff", "HEAD")
     page = compared.path / "dvc_plots/index.html"
     assert page.stat().st_size < 100_000
-    dom = open_page(page, tmp_path / "profile")
+    dom = open_page(page)
     plots = {}
     for svg in re.findall(r"<svg.*?</svg>", dom, re.DOTALL):
         for title in ("Loss", "Accuracy", "Learning rate", "Confusion matrix"):
@@ -120,11 +119,9 @@ def test_curves_matrix_and_images_are_drawn_without_a_network(
     assert all(int(width) > 100 for width in images)
 
 
-def test_without_the_library_the_page_says_what_is_missing(
-    compared: Project, tmp_path: Path
-) -> None:
+def test_without_the_library_the_page_says_what_is_missing(compared: Project) -> None:
     compared.dvc("plots", "diff", "HEAD")
-    dom = open_page(compared.path / "dvc_plots/index.html", tmp_path / "profile")
+    dom = open_page(compared.path / "dvc_plots/index.html")
     assert dom.count("This curve needs a network, or a copy of DVC's plotting library: ") == 4
     assert "cdn.jsdelivr.net" in dom  # it was tried
     assert len(re.findall("<img ", dom)) == 2 * 5
