@@ -16,7 +16,8 @@ def hooked(finished: Project, tmp_path: Path) -> Project:
     """The project with hooks; only .venv has DVC."""
     publish(finished, tmp_path / "origin.git")
     (finished.path / ".venv").mkdir()
-    (finished.path / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    for name in ("bin", "lib", "pyvenv.cfg"):  # without the last two it is another Python
+        (finished.path / ".venv" / name).symlink_to(Path(sys.prefix, name))
     project = Project(finished.path, finished.env | {"PATH": "/usr/bin:/bin"})
     project.run("sh", "-c", "! command -v dvc")
     for _ in range(2):  # once more does no harm
