@@ -174,6 +174,8 @@ def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", None)
+        for name in ("MAKEFLAGS", "MAKELEVEL"):  # of the `make test` that may have started us
+            patch.delenv(name, raising=False)
         yield
     assert list(folder.iterdir()) == []
 
