@@ -23,6 +23,7 @@ PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stag
 STAGES = list(PIPELINE)
 CLASSES = ["circle", "7", "NA"]  # class names are text, whatever they look like
 SHAPE = (12, 12)
+COVERAGE = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 
 # The network wants images that two poolings leave something of; the rest is as small as can be.
 SMALL_PARAMS: dict[str, dict[str, Any]] = {
@@ -70,10 +71,15 @@ class Project:
         return self.run("git", *arguments, **options)
 
     def stage(self, name: str, **options: Any) -> str:
-        return self.run(sys.executable, "-m", f"stages.{name}", **options)
+        return self._python("-m", f"stages.{name}", **options)
 
     def verify(self, *arguments: str, **options: Any) -> str:
-        return self.run(sys.executable, "-m", "tools.verify", *arguments, **options)
+        return self._python("-m", "tools.verify", *arguments, **options)
+
+    def _python(self, *arguments: str, **options: Any) -> str:
+        # Coverage is measured here and not under DVC, which it makes half as fast.
+        env = {name: os.environ[name] for name in COVERAGE if name in os.environ}
+        return self.run(sys.executable, *arguments, env=env | options.pop("env", {}), **options)
 
     def commit(self, message: str) -> None:
         self.git("add", "-A")
@@ -109,7 +115,7 @@ def contents(project: Project) -> dict[str, bytes]:
 
 def environment(home: Path) -> dict[str, str]:
     """Return an environment that nothing of the user's, Git's or DVC's settings reaches."""
-    keep = ("LANG", "LC_ALL", "TMPDIR", "COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+    keep = ("LANG", "LC_ALL", "TMPDIR")
     return {name: os.environ[name] for name in keep if name in os.environ} | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(home),

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import select
 import signal
 import sys
 import threading
@@ -60,22 +59,20 @@ def catch_signals() -> None:
             signal.signal(number, _stop)
     sys.excepthook = excepthook
     # Without DVC nobody is watched: a stage that was started with nohup outlives its shell.
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        with suppress(OSError):
-            ended = os.pidfd_open(_dvc_process())
-            threading.Thread(target=_stop_after, args=[ended], daemon=True).start()
+    if "DVC_STAGE" in os.environ:
+        threading.Thread(target=_stop_after_dvc, daemon=True).start()
 
 
-def _dvc_process() -> int:
-    """Return the process that runs this stage: our parent, or that of the shell between."""
-    parent = Path("/proc", str(os.getppid()))
-    if "\0-c\0python -m stages." in parent.joinpath("cmdline").read_text():
-        return int(parent.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-    return os.getppid()
+def _stop_after_dvc() -> None:
+    """Stop when the process ends that runs this stage: our parent, or that of a shell between."""
+    import psutil  # like all libraries, not before signals are caught
 
-
-def _stop_after(ended: int) -> None:
-    select.select([ended], [], [])
+    with suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        if parent and "-m stages." in " ".join(parent.cmdline()):  # a shell
+            parent = parent.parent()
+        if parent:
+            parent.wait()
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 

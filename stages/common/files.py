@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -41,19 +43,11 @@ def _remove_leftovers(path: Path) -> None:
     """Remove the temporary folders of processes that were killed, told by the process id."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.\w+\.tmp")
     for leftover in path.parent.iterdir():
-        if (found := pattern.fullmatch(leftover.name)) and not _is_another(int(found[1])):
+        # In a container every run may have the same id.
+        if (found := pattern.fullmatch(leftover.name)) and (
+            int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))
+        ):
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _is_another(process: int) -> bool:
-    """Tell whether another process has this id; in a container every run may have the same."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -155,7 +155,7 @@ def test_a_signal_that_a_library_swallowed_can_be_sent_again() -> None:
 
 
 def test_a_closed_terminal_stops_it_but_not_under_nohup() -> None:
-    process = waiting()
+    process = waiting(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     process.send_signal(signal.SIGHUP)
     _, stderr = process.communicate()
     assert stderr == "error: stopped by SIGHUP; run it again to complete\n"

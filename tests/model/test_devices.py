@@ -103,6 +103,16 @@ def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal
     folder = Folder(tmp_path)
     folder.write_tensors(range(60))
     folder.write_params(strategy="multi_worker", epochs=100_000)
+    folder.command = [
+        sys.executable,
+        "-c",
+        "import sys\n"
+        "sys.argv[0] = '-m'\n"
+        "from stages import train\n"
+        "from stages.common import errors\n"
+        "train.SECONDS_BETWEEN_LINES = 1\n"
+        "errors.run(train.main)",
+    ]
     for name in OUTPUTS:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("of the run before")
@@ -111,7 +121,7 @@ def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal
     running = [worker(folder, own, ports) for own in (0, 1)]
     try:
         assert running[0].stderr
-        progress = running[0].stderr.readline()  # ten seconds into the training
+        progress = running[0].stderr.readline()
         assert progress.startswith("train: ")
         running[victim].send_signal(number)
         start = time.monotonic()
@@ -153,7 +163,7 @@ def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
         "errors.run(train.main)",
     ]
     for each in (folder, stuck):
-        each.limits["worker_timeout"] = 15
+        each.limits["worker_timeout"] = 10
         each.write_params(strategy="multi_worker")
     ports = free_ports(2)
     running = [worker(folder, 0, ports), worker(stuck, 1, ports)]
@@ -161,7 +171,7 @@ def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
     assert [process.returncode for process in running] == [1, 1]
     assert printed[0].startswith("error: worker 0 of 2 ")
     assert (
-        "error: worker 1 of 2 waited 15 s for the others; see what they say, or raise" in printed[1]
+        "error: worker 1 of 2 waited 10 s for the others; see what they say, or raise" in printed[1]
     )
 
 
