@@ -71,8 +71,9 @@ def _stop_after_dvc() -> None:
         parent = psutil.Process().parent()
         if parent and "-m stages." in " ".join(parent.cmdline()):  # a shell
             parent = parent.parent()
-        if parent:
-            parent.wait()
+        # Not `wait`: it lasts until whoever started DVC has read all that we print.
+        while parent and parent.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
@@ -109,12 +110,17 @@ def _exit(message: str) -> None:
     if _caught:  # whatever a library made of it
         how = "interrupted" if _caught == signal.SIGINT else f"stopped by {_caught.name}"
         message, status = f"{how}; run it again to complete", 128 + _caught
+    # In one piece: several workers may write to the same place at once.
+    sys.stderr.write(line(message) + "\n")
+    sys.exit(status)
+
+
+def line(message: str) -> str:
+    """Return the line for an error; under DVC it says how to get back what DVC has removed."""
     stage, lock = os.environ.get("DVC_STAGE"), Path("dvc.lock")
     if stage and lock.exists() and f"\n  {stage}:\n" in lock.read_text(encoding="utf-8"):
         message += (
             "; DVC removed the old outputs of this stage before it ran: "
             "`git restore metrics` and `dvc checkout` bring them back"
         )
-    # In one piece: several workers may write to the same place at once.
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    sys.exit(status)
+    return f"error: {' '.join(message.split())}"

