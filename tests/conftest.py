@@ -35,9 +35,9 @@ SMALL_PARAMS: dict[str, dict[str, Any]] = {
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark as slow what a team does, and what needs all stages to have run."""
+    """Mark as slow what needs a copy of the project, to run stages in."""
     for item in items:
-        if "team" in item.path.parts or {"reproduced", "audited"} & {*item.fixturenames}:
+        if "template" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
 
 

@@ -41,6 +41,8 @@ LARGEST = FILE_NAMES[-1]
 LIMITS = {"connect_timeout": 20, "stall_timeout": 20, "retries": 1}  # ample on a busy machine
 FETCH = [sys.executable, "-m", "stages.fetch"]
 
+pytestmark = pytest.mark.slow  # servers
+
 
 class Place:
     """A folder that fetch can run in, with a catalogue of one data set."""

@@ -199,6 +199,7 @@ def test_a_matrix_without_a_mistake_is_light_all_over() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["7", "12"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "classes",
     [

@@ -108,6 +108,7 @@ def refuses(folder: Folder, *wanted: str) -> None:
     assert folder.outputs() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -134,17 +135,20 @@ def test_wrong_parameters(folder: Folder, changes: dict[str, Any], words: str) -
     refuses(folder, "params.yaml: ", words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_fewer_images_than_a_batch(folder: Folder, count: int) -> None:
     folder.write_tensors(range(count))
     refuses(folder, "train.batch_size is 4", f"{count} training images")
 
 
+@pytest.mark.slow
 def test_one_class_only(folder: Folder) -> None:
     folder.write_tensors([2] * 12)
     refuses(folder, "data/tensors/train_labels.npy", "one class")
 
 
+@pytest.mark.slow
 def test_images_too_small_for_two_poolings(folder: Folder) -> None:
     folder.write_tensors(range(8), size=3)
     refuses(
@@ -162,17 +166,20 @@ def test_a_network_without_a_place_for_each_class() -> None:
         train.build(too_few, (8, 8, 1), 10, momentum=0.9)
 
 
+@pytest.mark.slow
 def test_damaged_tensors(folder: Folder) -> None:
     path = folder.path / "data/tensors/train_images.npy"
     os.truncate(path, path.stat().st_size - 1)
     refuses(folder, "data/tensors/train_images.npy")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number(folder: Folder) -> None:
     folder.write_params(learning_rate=1e30, warmup=0.0)
     refuses(folder, "loss became", "at step", "train.learning_rate")
 
 
+@pytest.mark.slow
 def test_no_validation_images_leave_its_figures_out(folder: Folder) -> None:
     (rows,) = [[training.Row(2, 1, 8, 0.123456789, 0.5, 0.01, None, None)]]
     path = folder.path / "history.csv"

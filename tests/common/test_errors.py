@@ -144,6 +144,7 @@ def test_a_second_signal_at_once_does_not_stop_the_cleaning_up() -> None:
     assert process.returncode == 143
 
 
+@pytest.mark.slow
 def test_a_signal_that_a_library_swallowed_can_be_sent_again() -> None:
     process = waiting("with contextlib.suppress(BaseException): time.sleep(60)")
     process.send_signal(signal.SIGTERM)
@@ -154,6 +155,7 @@ def test_a_signal_that_a_library_swallowed_can_be_sent_again() -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_stops_it_but_not_under_nohup() -> None:
     process = waiting(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     process.send_signal(signal.SIGHUP)

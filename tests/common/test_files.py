@@ -131,6 +131,7 @@ def test_what_a_killed_process_leaves_is_gone_after_the_next_run(tmp_path: Path)
     assert names(tmp_path) == ["a"]
 
 
+@pytest.mark.slow
 def test_several_processes_at_once_each_write_a_whole_file(tmp_path: Path) -> None:
     target = tmp_path / "a"
     with ExitStack() as stack:

@@ -26,6 +26,7 @@ from stages.dataset import download as module
 from stages.dataset.download import Downloads
 from stages.dataset.web import Limits, MirrorError
 
+pytestmark = pytest.mark.slow  # servers
 NAME = "train-images-idx3-ubyte"
 # Bytes that do not compress, so that every block counts, then some that do.
 CONTENT = bytes([0, 0, 8, 3]) + random.Random(0).randbytes(150_000) + bytes(50_000)

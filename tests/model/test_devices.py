@@ -280,17 +280,21 @@ def test_alone_nothing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         tf.errors.UnavailableError,
     ],
 )
-def test_a_lost_worker_is_one_line_and_ends_the_clock(
-    monkeypatch: pytest.MonkeyPatch, kind: type[tf.errors.OpError]
-) -> None:
-    late: list[Devices] = []
-    monkeypatch.setattr(Devices, "_give_up", lambda self: late.append(self))
-    two = Devices(tf.distribute.get_strategy(), worker=1, workers=2, timeout=0.2)
+def test_a_lost_worker_is_one_line(kind: type[tf.errors.OpError]) -> None:
+    two = Devices(tf.distribute.get_strategy(), worker=1, workers=2, timeout=60)
     with pytest.raises(StageError) as caught, two.waiting():
         raise kind(None, None, "the connection was closed")
     assert str(caught.value) == (
         "worker 1 of 2 lost another one; see what that one says, then start all again"
     )
+
+
+def test_the_end_of_a_call_stops_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[Devices] = []
+    monkeypatch.setattr(Devices, "_give_up", lambda self: late.append(self))
+    two = Devices(tf.distribute.get_strategy(), worker=1, workers=2, timeout=0.2)
+    with pytest.raises(StageError), two.waiting():
+        raise tf.errors.AbortedError(None, None, "the connection was closed")
     with pytest.raises(ZeroDivisionError), two.waiting():
         raise ZeroDivisionError
     time.sleep(0.4)

@@ -70,6 +70,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_start_pins_what_decides_the_bits_whatever_the_environment_says(tmp_path: Path) -> None:
     settings = {"floatx": "float64", "epsilon": 0.1, "image_data_format": "channels_first"}
     (tmp_path / "keras.json").write_text(json.dumps(settings | {"backend": "torch"}))

@@ -56,6 +56,7 @@ def losses(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> tuple[
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
 def test_it_trains_as_stock_keras_does_and_its_history_says_so(warmup: float) -> None:
     recipe = dataclasses.replace(RECIPE, warmup=warmup, epochs=2, learning_rate=0.0001)
@@ -88,6 +89,7 @@ def test_it_trains_as_stock_keras_does_and_its_history_says_so(warmup: float) ->
     assert final == pytest.approx({"loss": loss, "accuracy": accuracy}, rel=0.02)
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_validation_is_that_of_stock_keras() -> None:
     recipe = dataclasses.replace(RECIPE, epochs=6, shift=1)
     validation = data(250)  # more than are evaluated at once
@@ -171,6 +173,7 @@ def test_a_probability_of_nothing_counts_as_the_least_that_keras_tells_from_it()
     assert accuracy == 0.5
 
 
+@pytest.mark.slow
 def test_bfloat16_is_used_and_close() -> None:
     def loss(precision: str) -> float:
         recipe = dataclasses.replace(RECIPE, precision=precision)
@@ -203,6 +206,7 @@ def test_same_recipe_same_bits_another_recipe_others() -> None:
     assert weights(recipe) != weights(dataclasses.replace(recipe, precision="mixed_bfloat16"))
 
 
+@pytest.mark.slow
 def test_learning_rate_rises_and_falls_to_nothing() -> None:
     recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=2, warmup=0.25)
     model = new(recipe, 400)

@@ -14,6 +14,7 @@ from stages.common.errors import StageError
 from stages.model import workers
 from stages.model.workers import Workers
 
+pytestmark = pytest.mark.slow  # servers
 VERSIONS = {"code": "a", "parameters": "b", "tensors": "c"}
 
 

@@ -43,6 +43,7 @@ def run(copy: Path, *names: str, reason: str = "", tests: str = "test_it.py") ->
     return mutate.run([group], copy)
 
 
+@pytest.mark.slow
 def test_each_change_is_told_and_the_work_tree_is_left_alone(
     work: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,6 +60,7 @@ def test_each_change_is_told_and_the_work_tree_is_left_alone(
     assert not (copy / "untracked").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("work")
 def test_only_what_survives_is_excused_by_a_reason(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
@@ -69,6 +71,7 @@ def test_only_what_survives_is_excused_by_a_reason(
     assert not run(copies / "two", "nothing that is there", reason="0 has no sign")
 
 
+@pytest.mark.slow
 def test_tests_that_fail_without_a_change_tell_nothing(
     work: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
