@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from conftest import ROOT
+from conftest import COVERAGE, ROOT
 
 OUTPUTS = ("data/model/model.keras", "metrics/history.csv", "metrics/training.json")
 PARAMS: dict[str, Any] = {
@@ -38,7 +38,8 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        kept = {name: value for name, value in os.environ.items() if name not in COVERAGE}
+        self.environment = kept | {"PYTHONPATH": str(ROOT)}
         self.limits = {"worker_timeout": 60}
         self.command = [sys.executable, "-m", "stages.train"]
         (path / "data/tensors").mkdir(parents=True)

@@ -23,7 +23,9 @@ from stages.model import checkpoints, devices, network, runtime, training
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
+    folder = Folder(tmp_path)
+    folder.environment = os.environ | folder.environment  # measured
+    return folder
 
 
 @pytest.mark.slow
