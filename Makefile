@@ -23,7 +23,7 @@ test: .venv/tests.stamp  ## run all tests
 test-quick: .venv/tests.stamp  ## run the tests that take seconds
 	pytest -n auto -m 'not slow'
 
-bench: .venv/tests.stamp  ## compare speed with the notebook (PYTORCH=its Python: with PyTorch, too)
+bench: .venv/tests.stamp  ## compare speed with the notebook, and with PyTorch if PYTORCH names its Python
 	python -m benchmarks.compare $(if $(PYTORCH),--pytorch $(PYTORCH))
 
 seeds: .venv/tests.stamp  ## measure the accuracy of the default recipe over ten seeds

@@ -1,4 +1,4 @@
-"""The train stage on two devices: TensorFlow parts the CPU. For `benchmarks.seeds`, and for tests.
+"""The train stage on two devices: TensorFlow splits the CPU. For `benchmarks.seeds` and tests.
 
     python -m benchmarks.two_devices
 

@@ -1,4 +1,4 @@
-"""The stages of the pipeline, in the order of dvc.yaml, and the modules that they share."""
+"""The stages of the pipeline, and the modules that they share; dvc.yaml has their order."""
 
 import sys
 

@@ -45,7 +45,7 @@ def load_raw(
     if images.dtype != np.uint8 or images.ndim != 3:
         raise StageError(
             f"{images_path}: must hold uint8 of shape (N, height, width), but holds "
-            f"{tensors.describe(images)}; convert shares of 1 with (255 * a).round().astype('u1'), "
+            f"{tensors.describe(images)}; convert floats 0..1 with (255 * a).round().astype('u1'), "
             "flat images with a.reshape(-1, height, width), colours with a.mean(axis=3)"
             f".astype('u1'), {WRITE}"
         )

@@ -203,7 +203,7 @@ def main() -> None:
     if run.history:
         before = run.history[-1].images_seen
         print(
-            f"train: goes on from the checkpoint after step {run.history[-1].step}", file=sys.stderr
+            f"train: resumes from the checkpoint after step {run.history[-1].step}", file=sys.stderr
         )
     rows = progress(run.checkpoints.save(run.rows), run.images, before)
     history = [*run.history, *rows]

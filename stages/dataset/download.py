@@ -122,7 +122,7 @@ class _Stream(io.RawIOBase):
         block = self._read(len(buffer))
         self._left -= len(block)
         if self._left < 0:
-            raise MirrorError("it has far more bytes than it unpacks to")
+            raise MirrorError("it has far more bytes than the unpacked file should have")
         buffer[: len(block)] = block
         return len(block)
 

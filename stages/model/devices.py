@@ -17,7 +17,7 @@ from stages.common import errors, paths
 from stages.common.errors import StageError
 from stages.model import workers
 
-_SEE = "see what that one says, then start all again"
+_SEE = "see its output, then start all workers again"
 # How TensorFlow says that another worker is gone: its heartbeat has not come for ten seconds, the
 # connection was closed, or an operation was stopped for one of these reasons.
 _LOST = (
@@ -55,7 +55,7 @@ class Devices:
             yield
         except _LOST:
             raise StageError(
-                f"worker {self.worker} of {self.workers} lost another one; {_SEE}"
+                f"worker {self.worker} of {self.workers} lost another worker; {_SEE}"
             ) from None
         finally:
             timer.cancel()
@@ -88,7 +88,7 @@ def start(choice: str, versions: dict[str, str], timeout: float) -> Devices:
 
 def _connect(found: workers.Workers, timeout: float) -> tf.distribute.Strategy:
     """Let TensorFlow connect the workers; end the process if one has gone since they met."""
-    lost = errors.line(f"worker {found.own} of {len(found.addresses)} lost another one; {_SEE}")
+    lost = errors.line(f"worker {found.own} of {len(found.addresses)} lost another worker; {_SEE}")
     ours = signal.getsignal(signal.SIGTERM)
     # TensorFlow waits without end, and no Python thread runs meanwhile. Only faulthandler's timer
     # does: what it has to say, a stack, is replaced by the line for the user.

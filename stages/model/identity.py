@@ -14,9 +14,9 @@ from stages.common import paths
 
 
 def versions(parameters: BaseModel) -> dict[str, str]:
-    """Return the SHA-256, hexadecimal, of each, by name.
+    """Return the SHA-256 in hexadecimal of the code, the parameters and the tensors, by name.
 
-    Of the parameters, how often to save a checkpoint does not count.
+    `checkpoint_every` is left out, because it changes no result.
     """
     libraries = f"{tf.__version__} {keras.__version__} {np.__version__}"
     texts = {

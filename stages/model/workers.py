@@ -141,8 +141,8 @@ def _gather(
                 answers.append(file)
                 if others and not problem:
                     problem = (
-                        f"worker {worker} ({addresses[worker]}) has other {others[0]} than worker "
-                        "0; give all workers the same commit, parameters and data"
+                        f"worker {worker} ({addresses[worker]}) and worker 0 differ in their "
+                        f"{others[0]}; give all workers the same commit, parameters and data"
                     )
         if missing:
             names = ", ".join(f"{worker} ({address})" for worker, address in missing.items())

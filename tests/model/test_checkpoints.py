@@ -67,7 +67,7 @@ def test_it_goes_on_and_ends_with_the_same_bits(
     result = folder.run()
     assert result.returncode == 0
     first = result.stderr.splitlines()[0]
-    assert first in {f"train: goes on from the checkpoint after step {step}" for step in steps}
+    assert first in {f"train: resumes from the checkpoint after step {step}" for step in steps}
     assert folder.outputs() == undisturbed  # no checkpoint is left either
 
 
@@ -81,7 +81,7 @@ def test_only_a_checkpoint_of_the_same_training_is_used(
     def starts_anew() -> None:
         result = folder.run()
         assert result.returncode == 0
-        assert "goes on" not in result.stderr
+        assert "resumes" not in result.stderr
         assert checkpoints(folder) == before  # for whoever goes back
 
     folder.write_params(**SETTINGS | {"epochs": 2}, checkpoint_every=100)
@@ -110,7 +110,7 @@ def test_only_a_checkpoint_of_the_same_training_is_used(
     )
     assert line.endswith("delete the folder to train from the start")
     shutil.rmtree(last.parent)
-    assert "goes on" not in folder.run().stderr
+    assert "resumes" not in folder.run().stderr
 
 
 VERSIONS = {"code": "a", "parameters": "b"}

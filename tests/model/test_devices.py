@@ -131,8 +131,8 @@ def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal
         assert survivor.returncode == 1
         (line,) = [line for line in printed.splitlines() if not line.startswith("train: ")]
         assert line == (
-            f"error: worker {1 - victim} of 2 lost another one; "
-            "see what that one says, then start all again"
+            f"error: worker {1 - victim} of 2 lost another worker; "
+            "see its output, then start all workers again"
         )
         if number == signal.SIGTERM:
             _, printed = running[victim].communicate(timeout=60)
@@ -165,7 +165,7 @@ def test_a_worker_that_dies_between_the_meeting_and_the_connection(tmp_path: Pat
     printed = [process.communicate(timeout=60)[1] for process in running]
     assert [process.returncode for process in running] == [1, 3]
     assert printed[0] == (
-        "error: worker 0 of 2 lost another one; see what that one says, then start all again\n"
+        "error: worker 0 of 2 lost another worker; see its output, then start all workers again\n"
     )
     assert folder.outputs().keys() == gone.outputs().keys() == set()
 
@@ -285,7 +285,7 @@ def test_a_lost_worker_is_one_line(kind: type[tf.errors.OpError]) -> None:
     with pytest.raises(StageError) as caught, two.waiting():
         raise kind(None, None, "the connection was closed")
     assert str(caught.value) == (
-        "worker 1 of 2 lost another one; see what that one says, then start all again"
+        "worker 1 of 2 lost another worker; see its output, then start all workers again"
     )
 
 

@@ -142,7 +142,7 @@ def test_all_hear_of_a_worker_with_another_version(addresses: list[str], name: s
     versions = {0: VERSIONS, 1: VERSIONS, 2: VERSIONS | {name: "other"}}
     problems = set(meet(addresses, versions).values())
     assert problems == {
-        f"worker 2 ({addresses[2]}) has other {name} than worker 0; "
+        f"worker 2 ({addresses[2]}) and worker 0 differ in their {name}; "
         "give all workers the same commit, parameters and data"
     }
 

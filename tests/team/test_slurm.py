@@ -47,7 +47,7 @@ def test_other_parameters_on_one_machine_end_both(
     errors = re.findall(r"^error: (.*)$", printed, re.MULTILINE)
     assert len(errors) == 2
     assert set(errors) == {errors[0]}
-    assert re.match(r"worker 1 \(n2:\d+\) has other parameters than worker 0; give all", errors[0])
+    assert re.match(r"worker 1 \(n2:\d+\) and worker 0 differ in their parameters; ", errors[0])
     assert (prepared.path / "data/model/model.keras").read_bytes() == before
 
 
