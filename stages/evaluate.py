@@ -5,7 +5,6 @@ Writes  metrics/metrics.json     accuracy, loss, counts; precision, recall and F
         metrics/predictions.csv  index, actual, predicted, confidence of each test image
 """
 
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -74,10 +73,13 @@ def measure(
     predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (actual, predicted), 1)
-    hits = confusion.diagonal()
-    precision = hits / np.maximum(confusion.sum(axis=0), 1)
-    recall = hits / np.maximum(confusion.sum(axis=1), 1)
-    f1 = 2 * hits / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1), 1)
+    hits, taken, there = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
+    per_class = {
+        "images": there,
+        "precision": hits / np.maximum(taken, 1),
+        "recall": hits / np.maximum(there, 1),
+        "f1": 2 * hits / np.maximum(taken + there, 1),
+    }
     images, mismatches = len(actual), int((predicted != actual).sum())
     likelihood = probabilities[np.arange(images), actual].clip(1e-7, 1 - 1e-7)
     return {
@@ -86,15 +88,7 @@ def measure(
         "loss": float(-np.log(likelihood).mean()),
         "images": images,
         "mismatches": mismatches,
-        "per_class": {
-            name: {
-                "images": int(confusion[index].sum()),
-                "precision": float(precision[index]),
-                "recall": float(recall[index]),
-                "f1": float(f1[index]),
-            }
-            for index, name in enumerate(classes)
-        },
+        "per_class": pd.DataFrame(per_class, index=classes).to_dict("index"),
     }
 
 
@@ -111,13 +105,10 @@ def main() -> None:
         )
     metrics = measure(actual, probabilities, classes)
 
-    with ExitStack() as outputs:
-        files.write_json(outputs.enter_context(files.replacing(paths.METRICS)), metrics)
-        tabulate(actual, probabilities, classes).to_csv(
-            outputs.enter_context(files.replacing(paths.PREDICTIONS)),
-            float_format="%.6f",
-            lineterminator="\n",
-        )
+    table = tabulate(actual, probabilities, classes)
+    with files.replacing(paths.METRICS) as summary, files.replacing(paths.PREDICTIONS) as rows:
+        files.write_json(summary, metrics)
+        table.to_csv(rows, float_format="%.6f", lineterminator="\n")
     print(
         f"test accuracy {metrics['accuracy']:.4f}: {metrics['mismatches']} of "
         f"{metrics['images']:,} misclassified, loss {metrics['loss']:.4f}"

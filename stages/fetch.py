@@ -64,19 +64,6 @@ def fetch(dataset: DataSet, folder: Path, limits: Limits) -> tuple[list[str], di
 async def _download(
     dataset: DataSet, targets: dict[catalogue.FileName, Path], limits: Limits
 ) -> tuple[list[str], dict[str, str]]:
-    used: set[str] = set()
-    failures: dict[str, str] = {}
-
-    async def download(name: catalogue.FileName) -> None:
-        file, target = dataset.files[name], targets[name]
-        try:
-            mirror, failed = await downloads.fetch(name, dataset.mirrors, file, target)
-        except OSError as error:
-            place = target.parent.with_name(name)
-            raise StageError(f"{place}: not written: {error.strerror}; make room for it") from None
-        used.add(mirror)
-        failures.update(failed)
-
     total = sum(file.size for file in dataset.files.values())
     # `disable=None`: no bar unless a person is watching.
     with tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=None) as bar:
@@ -85,10 +72,14 @@ async def _download(
                 aclosing(Downloads(limits, bar.update)) as downloads,
                 asyncio.TaskGroup() as group,
             ):
-                for name in dataset.files:
-                    group.create_task(download(name))
+                tasks = [
+                    group.create_task(downloads.fetch(name, dataset.mirrors, file, targets[name]))
+                    for name, file in dataset.files.items()
+                ]
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
+    used = {task.result()[0] for task in tasks}
+    failures = {mirror: why for task in tasks for mirror, why in task.result()[1].items()}
     return [mirror for mirror in dataset.mirrors if mirror in used], failures
 
 

@@ -6,8 +6,6 @@ Writes  metrics/figures/{sample,mismatch,match,confusion,training}.png
         metrics/confusion.csv   the counts of the confusion matrix, for `dvc plots`
 """
 
-import logging
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -69,8 +67,9 @@ def main() -> None:
     train_images, train_labels = tensors.load("train")
     test_images, _ = tensors.load("test")
     # A class may be named 7 or NA: names stay text.
-    text = {"dtype": {"actual": str, "predicted": str}, "keep_default_na": False}
-    predictions = read_table(paths.PREDICTIONS, {"actual", "predicted", "confidence"}, **text)
+    types = {"actual": str, "predicted": str, "confidence": float}
+    text = {"dtype": types, "keep_default_na": False}
+    predictions = read_table(paths.PREDICTIONS, {*types}, **text)
     curves = {"loss", "accuracy", "validation_loss", "validation_accuracy"}
     history = read_table(paths.HISTORY, {"step", *curves})
     if len(predictions) != len(test_images):
@@ -87,12 +86,10 @@ def main() -> None:
     matched, missed = predictions[right], predictions[~right]
     matrix = count_pairs(predictions, classes)
 
-    # The user's own matplotlib settings must not reach the committed files.
-    with matplotlib.rc_context(), ExitStack() as outputs, warnings.catch_warnings():
+    # A matplotlibrc in the current folder must not reach the committed files.
+    with ExitStack() as outputs:
         matplotlib.rcdefaults()
         names.choose_fonts(classes)
-        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # no bold: so be it
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # said already
         figures = {
             "sample": drawing.sample(train_images[0], classes[train_labels[0].argmax()]),
             "mismatch": drawing.grid(test_images, missed, "misclassified", settings.seed),

@@ -139,8 +139,7 @@ def main() -> None:
             for name in (f"{split}_images.npy", f"{split}_labels.npy"):
                 written[name] = outputs.enter_context(files.replacing(paths.TENSORS / name))
             tensors.write_images(written[f"{split}_images.npy"], images, np.flatnonzero(mask))
-            with written[f"{split}_labels.npy"].open("wb") as file:
-                np.save(file, one_hot[labels[mask]])
+            np.save(written[f"{split}_labels.npy"], one_hot[labels[mask]])
         manifest = outputs.enter_context(files.replacing(paths.MANIFEST))
         tensors.write_manifest(manifest, dataset.classes, written)
     print(", ".join(f"{mask.sum():,} {split}" for split, (_, _, mask) in splits.items()), "images")

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from stages.common import errors, files, params, paths
@@ -51,10 +51,8 @@ class TrainParams(params.Section):
     checkpoint_every: int = Field(ge=0)
 
 
-class Limits(params.Section):
+class Limits(params.Section, extra="ignore"):
     """What training reads of the `limits` section of params.yaml."""
-
-    model_config = ConfigDict(extra="ignore")
 
     worker_timeout: float = Field(gt=0, le=86400)  # seconds
 
@@ -196,7 +194,7 @@ def main() -> None:
     from stages.model import model_file, training
 
     if run.devices.worker:  # the first worker shows the progress and writes
-        images = max(row.images_seen for row in run.rows)
+        images = max((row.images_seen for row in run.rows), default=run.images)
         print(f"worker {run.devices.worker} of {run.devices.workers}: trained on {images:,} images")
         return
     before = 0

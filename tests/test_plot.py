@@ -573,6 +573,11 @@ def test_the_users_matplotlib_settings_do_not_reach_the_figures(
         ),
         ("predictions.csv", "actual,predicted,confidence\n7,7,1\n", "must have a row for each of"),
         (
+            "predictions.csv",
+            "actual,predicted,confidence\n7,7,high\n",
+            "not a table: could not convert string to float: 'high'",
+        ),
+        (
             "history.csv",
             "step\n1\n",
             "lacks the column(s) accuracy, loss, validation_accuracy, validation_loss; ",

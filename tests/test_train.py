@@ -310,3 +310,13 @@ def test_a_batch_of_all_images_is_as_large_as_it_can_be(setup: Setup, folder: Fo
     assert setup.start(batch_size=8).images == 8
     with pytest.raises(StageError, match=r"train.batch_size is 9, but there are only 8 training"):
         setup.start(batch_size=9)
+
+
+def test_a_worker_that_resumes_at_the_end_has_nothing_left_to_do(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = devices.Devices(tf.distribute.get_strategy(), worker=1, workers=2)
+    monkeypatch.setattr(devices, "start", lambda *_: second)
+    setup.parameters = train.TrainParams(**PARAMS)
+    train.main()
+    assert capsys.readouterr().out == "worker 1 of 2: trained on 24 images\n"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from stages.common import params, paths
 from stages.common.errors import StageError
@@ -61,10 +61,9 @@ def folder(mirror: str) -> Path | None:
 
 def _one_line(text: str) -> str:
     # Joiners belong to words in some scripts, and to emoji.
-    unprintable = {"Cc", "Cf", "Zl", "Zp"}
-    for character in text:
-        if unicodedata.category(character) in unprintable and character not in "\u200c\u200d":
-            raise ValueError(f"must be a line of printable characters, got {text!a}")
+    kinds = set(map(unicodedata.category, text.replace("\u200c", "").replace("\u200d", "")))
+    if kinds & {"Cc", "Cf", "Zl", "Zp"}:
+        raise ValueError(f"must be a line of printable characters, got {text!a}")
     return text
 
 
@@ -82,10 +81,8 @@ class DataSet(params.Section):
     files: dict[FileName, File]
 
 
-class _Choice(params.Section):
+class _Choice(params.Section, extra="ignore"):
     """The one parameter of fetch that other stages need too."""
-
-    model_config = ConfigDict(extra="ignore")
 
     dataset: str
 

@@ -37,7 +37,7 @@ class Downloads:
     async def aclose(self) -> None:
         """Close all connections, and let threads that unpack end soon."""
         self._closed = True
-        await self._web.aclose()
+        await self._web.session.close()
 
     async def fetch(
         self, name: str, mirrors: list[str], file: catalogue.File, target: Path
@@ -45,8 +45,8 @@ class Downloads:
         """Write a file, unpacked, to `target`, from the first mirror that has `<name>.gz`.
 
         Returns the mirror that had it, and for each mirror before that why it did not.
-        Raises StageError if none has it, OSError if `target` cannot be written; what `target`
-        holds is then undefined.
+        Raises StageError if none has it or if `target` cannot be written; what `target` holds is
+        then undefined.
         """
         failures: dict[str, str] = {}
         for mirror in mirrors:
@@ -54,6 +54,9 @@ class Downloads:
                 await self._retry(mirror, name, file, target)
             except MirrorError as error:
                 failures[mirror] = str(error)
+            except OSError as error:
+                why = f"not written: {error.strerror}; make room for it"
+                raise StageError(f"{target.parent.with_name(name)}: {why}") from None
             else:
                 return mirror, failures
         reasons = "; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items())

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from stages.common import params, paths
 from stages.common.errors import StageError
 
-SPLITS = ("train", "validation", "test")
-
 UInt8: TypeAlias = NDArray[np.uint8]
 
 _REMEDY = "run `make verify`, then `dvc repro`"
@@ -35,7 +33,7 @@ def load(split: str, folder: Path = paths.TENSORS) -> tuple[UInt8, UInt8]:
     """
     manifest = read_manifest(folder)
     images_path, labels_path = (folder / f"{split}_{kind}.npy" for kind in ("images", "labels"))
-    images, labels = _map(images_path), _map(labels_path)
+    images, labels = _map(images_path, manifest), _map(labels_path, manifest)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 1:
         raise _must_be(images_path, "uint8 of shape (N, height, width, 1)", describe(images))
     count, classes = len(images), len(manifest.classes)
@@ -44,10 +42,6 @@ def load(split: str, folder: Path = paths.TENSORS) -> tuple[UInt8, UInt8]:
     # Whole numbers that are not negative and add up to 1: a single 1, and zeros.
     if not (labels.sum(axis=1, dtype=np.int64) == 1).all():
         raise _must_be(labels_path, "one-hot", "not: a row has no 1, or more than one")
-    for path in (images_path, labels_path):
-        found, pinned = sha256(path), manifest.sha256.get(path.name)
-        if found != pinned:
-            raise _must_be(path, f"SHA-256 {pinned} as in {paths.MANIFEST.name}", found)
     return images, labels
 
 
@@ -93,11 +87,14 @@ def describe(array: NDArray[Any]) -> str:
     return f"{array.dtype.name} of shape {array.shape}"
 
 
-def _map(path: Path) -> UInt8:
+def _map(path: Path, manifest: Manifest) -> UInt8:
+    if not path.exists():
+        raise _not_found(path)
+    found, pinned = sha256(path), manifest.sha256.get(path.name)
+    if found != pinned:
+        raise _must_be(path, f"SHA-256 {pinned} as in {paths.MANIFEST.name}", found)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise _not_found(path) from None
     except (ValueError, EOFError) as error:
         raise _must_be(path, "a .npy file", f"damaged ({str(error).rstrip('.')})") from None
     if not isinstance(array, np.memmap):

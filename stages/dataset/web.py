@@ -11,7 +11,7 @@ from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from yarl import URL
 
 from stages.common import params
@@ -23,10 +23,8 @@ _TRY_AGAIN = (429, 500, 502, 503, 504)
 Read = Callable[[int], bytes]  # returns up to so many bytes, none at the end
 
 
-class Limits(params.Section):
+class Limits(params.Section, extra="ignore"):
     """What downloads need of the section `limits` of params.yaml; other keys are for others."""
-
-    model_config = ConfigDict(extra="ignore")
 
     connect_timeout: float = Field(gt=0, le=600)  # seconds
     stall_timeout: float = Field(gt=0, le=600)  # seconds
@@ -62,22 +60,18 @@ class Loop(asyncio.SelectorEventLoop):
 class Web:
     """Reads addresses over shared connections, and remembers which hosts are dead.
 
-    To be made in the event loop that `open` runs in, and closed with `aclose`.
+    To be made in the event loop that `open` runs in. Whoever makes it closes its `session`.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._asked: dict[URL, asyncio.Event] = {}  # hosts; set once the first contact is over
         self._dead: dict[URL, str] = {}  # hosts, and why
-        self._session = aiohttp.ClientSession(
+        self.session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect_timeout),
             headers={"Accept-Encoding": "identity"},
             auto_decompress=False,  # what is packed is told from the bytes, not from headers
         )
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._session.close()
 
     @asynccontextmanager
     async def open(self, address: str) -> AsyncIterator[Read]:
@@ -149,7 +143,7 @@ class Web:
             raise MirrorError(self._dead[host])
         try:
             async with asyncio.timeout(self._limits.connect_timeout + self._limits.stall_timeout):
-                return await self._session.get(url, allow_redirects=False, proxy=proxy)
+                return await self.session.get(url, allow_redirects=False, proxy=proxy)
         except aiohttp.ConnectionTimeoutError:
             why = f"no connection in {self._limits.connect_timeout:g} s"
         except TimeoutError:

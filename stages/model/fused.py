@@ -48,19 +48,16 @@ def training_model(model: keras.Model) -> keras.Model:
 
     To be called with `training=True` alone: the same function, gradients and moving statistics.
     """
-
-    def replace(layer: layers.Layer) -> layers.Layer:
-        return FusedBatchNormalization(layer) if _can_be_fused(layer) else layer
-
-    return keras.models.clone_model(model, clone_function=replace)
+    return keras.models.clone_model(model, clone_function=_fused)
 
 
-def _can_be_fused(layer: layers.Layer) -> bool:
+def _fused(layer: layers.Layer) -> layers.Layer:
     if type(layer) is not layers.BatchNormalization:
-        return False
+        return layer
     rank = layer.input_spec.ndim
     special = layer.renorm or layer.synchronized or not (layer.center and layer.scale)
-    return layer.trainable and not special and layer.axis in (-1, rank - 1)
+    fusible = layer.trainable and not special and layer.axis in (-1, rank - 1)
+    return FusedBatchNormalization(layer) if fusible else layer
 
 
 @contextmanager

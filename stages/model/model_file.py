@@ -2,15 +2,16 @@
 
 import json
 import re
-import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import keras
 
 from stages.common.errors import StageError
 
-_DATE = "1980-01-01"  # the earliest that a ZIP archive can say
+# What zipfile raises, depending on where a file is damaged.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 def save(model: keras.Model, path: Path) -> None:
@@ -19,10 +20,8 @@ def save(model: keras.Model, path: Path) -> None:
     Keras puts the time, memory addresses (`shared_object_id`) and the archive's own dates into
     the file: they are replaced by constants.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keras-", suffix=".tmp") as folder:
-        original = Path(folder, "model.keras")
-        model.save(original)
-        _repack(original, path)
+    model.save(path)
+    _repack(path, path)
 
 
 def load(path: Path) -> keras.Model:
@@ -35,7 +34,7 @@ def load(path: Path) -> keras.Model:
                 archive.read(name)  # checks its CRC, which Keras does not for every part
         # The network is of stock layers: nothing in the file may bring code of its own.
         return keras.models.load_model(path, safe_mode=True)
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
+    except (*_DAMAGED, ValueError, KeyError, TypeError) as error:
         raise StageError(
             f"{path}: not a model that Keras {keras.__version__} can load: {error}; "
             "run `make verify`, then `dvc repro`"
@@ -43,23 +42,16 @@ def load(path: Path) -> keras.Model:
 
 
 def _repack(original: Path, path: Path) -> None:
-    with zipfile.ZipFile(original) as source, zipfile.ZipFile(path, "w") as target:
-        for name in sorted(source.namelist()):
-            content = source.read(name)
-            if name == "metadata.json":
-                metadata = json.loads(content) | {"date_saved": f"{_DATE}@00:00:00"}
-                content = json.dumps(metadata).encode()
-            elif name == "config.json":
-                content = _renumber(content.decode()).encode()
-            year, month, day = map(int, _DATE.split("-"))
-            target.writestr(zipfile.ZipInfo(name, (year, month, day, 0, 0, 0)), content)
-
-
-def _renumber(config: str) -> str:
-    """Replace memory addresses by numbers in the order of their first appearance."""
-    numbers: dict[str, int] = {}
-
-    def number(match: re.Match[str]) -> str:
-        return match[1] + str(numbers.setdefault(match[2], len(numbers)))
-
-    return re.sub(r'("shared_object_id": )(\d+)', number, config)
+    with zipfile.ZipFile(original) as source:
+        parts = {name: source.read(name) for name in sorted(source.namelist())}
+    metadata = json.loads(parts["metadata.json"]) | {"date_saved": "1980-01-01@00:00:00"}
+    parts["metadata.json"] = json.dumps(metadata).encode()
+    numbers: dict[bytes, int] = {}  # for memory addresses, in the order of their first appearance
+    parts["config.json"] = re.sub(
+        rb'(?<="shared_object_id": )\d+',
+        lambda address: b"%d" % numbers.setdefault(address[0], len(numbers)),
+        parts["config.json"],
+    )
+    with zipfile.ZipFile(path, "w") as target:
+        for name, content in parts.items():
+            target.writestr(zipfile.ZipInfo(name), content)  # of 1980-01-01 unless told otherwise

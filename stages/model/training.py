@@ -69,8 +69,7 @@ def final_figures(rows: list[Row]) -> dict[str, dict[str, float]]:
     learnt; so they may be worse than those of validation, which is left out if it has no images.
     """
     last = [row for row in rows if row.epoch == rows[-1].epoch]
-    before = [row.images_seen for row in rows if row.epoch < rows[-1].epoch]
-    weights = np.diff([before[-1] if before else 0, *(row.images_seen for row in last)])
+    weights = np.diff([0, *(row.images_seen for row in rows)])[-len(last) :]
     figures = {
         "training": {
             "accuracy": float(np.average([row.accuracy for row in last], weights=weights)),

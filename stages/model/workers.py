@@ -59,12 +59,13 @@ def find() -> Workers:
     chief, worker = config.cluster.chief, config.cluster.worker
     addresses = chief + worker
     own = config.task.index + (len(chief) if config.task.type == "worker" else 0)
-    if own >= len(addresses):
+    if config.task.index >= len(getattr(config.cluster, config.task.type)):
         raise StageError(
             f"TF_CONFIG: the cluster has no {config.task.type} {config.task.index}; {_EXAMPLE}"
         )
     for address in addresses:
-        if not address.rpartition(":")[2].isdecimal():
+        port = address.rpartition(":")[2]
+        if not (port.isdecimal() and 0 < int(port) < 65536):
             raise StageError(f"TF_CONFIG: {address!r} must be HOST:PORT; {_EXAMPLE}")
     return Workers(addresses, own)
 
@@ -102,15 +103,13 @@ def meet(workers: Workers, versions: dict[str, str], timeout: float) -> None:
     all workers, if one is not here in `timeout` seconds or has other versions than the first.
     """
     deadline = time.monotonic() + timeout
-    with ExitStack() as stack:
-        address = workers.addresses[workers.own]
-        try:
-            # The port that TensorFlow will use: one more reason to look at it now.
-            server = stack.enter_context(socket.create_server(("", _split(address)[1])))
-        except OSError as error:
-            raise StageError(
-                f"{address}: this worker cannot use its port: {error.strerror}"
-            ) from None
+    address = workers.addresses[workers.own]
+    try:
+        # The port that TensorFlow will use: one more reason to look at it now.
+        server = socket.create_server(("", _split(address)[1]))
+    except OSError as error:
+        raise StageError(f"{address}: this worker cannot use its port: {error.strerror}") from None
+    with server:
         if workers.own == 0:
             problem = _gather(server, workers.addresses, versions, deadline)
         else:
@@ -123,8 +122,7 @@ def _gather(
     server: socket.socket, addresses: list[str], versions: dict[str, str], deadline: float
 ) -> str:
     """Hear all other workers and tell them what is wrong; return it, or nothing."""
-    missing = dict(enumerate(addresses))
-    del missing[0]
+    missing = dict(enumerate(addresses[1:], start=1))
     problem = ""
     with ExitStack() as stack:
         answers = []

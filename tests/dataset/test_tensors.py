@@ -147,6 +147,18 @@ def test_a_flipped_bit_is_caught(name: str, tmp_path: Path) -> None:
         assert part in str(error.value)
 
 
+def test_a_flipped_bit_in_a_header_is_caught_before_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path, *good())
+    path = tmp_path / "train_images.npy"
+    sound = path.read_bytes()
+    for bit in range(8 * 128):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(StageError, match="must be SHA-256"):
+            tensors.load("train", tmp_path)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     advice = r"not found; run `dvc repro preprocess`"
     with pytest.raises(StageError, match=rf"manifest.json: {advice}"):

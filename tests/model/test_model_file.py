@@ -131,6 +131,22 @@ def test_a_damaged_part_is_noticed(model: Path, part: str) -> None:
         model_file.load(model)
 
 
+@pytest.mark.slow
+def test_a_damaged_directory_of_the_archive_is_noticed(model: Path) -> None:
+    sound = model.read_bytes()
+    messages = []
+    for position in range(sound.index(b"PK\1\2"), len(sound)):
+        damaged = bytearray(sound)
+        damaged[position] ^= 1
+        model.write_bytes(damaged)
+        try:
+            model_file.load(model)  # not all damage matters: to a date, say
+        except StageError as error:
+            messages.append(str(error))
+    assert len(messages) > 30
+    assert all("model.keras: not a model that Keras" in message for message in messages)
+
+
 def test_a_model_that_brings_code_is_refused(tmp_path: Path) -> None:
     import keras
 

@@ -60,8 +60,17 @@ def test_tf_config_names_them(
             "TF_CONFIG: the cluster has no worker 1",
         ),
         (
+            '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, '
+            '"task": {"type": "chief", "index": 1}}',
+            "TF_CONFIG: the cluster has no chief 1",
+        ),
+        (
             '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
             "TF_CONFIG: 'a' must be HOST:PORT",
+        ),
+        (
+            '{"cluster": {"worker": ["a:65536"]}, "task": {"type": "worker", "index": 0}}',
+            "TF_CONFIG: 'a:65536' must be HOST:PORT",
         ),
     ],
 )
