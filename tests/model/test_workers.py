@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -177,7 +178,8 @@ def test_strangers_are_not_taken_for_workers(addresses: list[str]) -> None:
 
         return run
 
-    for text in (b"", b"GET / HTTP/1.1\r\n\r\n", b"[7, {}]\n", b'{"worker": 1}\n', b"[1, {}]\n"):
+    web, numbers = b"GET / HTTP/1.1\r\n\r\n", b"[7, {}]\n"
+    for text in (b"", web, numbers, b"7\n", b'{"worker": 1}\n', b"[1, {}]\n"):
         timer = threading.Timer(0.5, knock(text))
         timer.start()
         # The first worker alone: a stranger must not make up for the one that is missing.
@@ -186,10 +188,19 @@ def test_strangers_are_not_taken_for_workers(addresses: list[str]) -> None:
         assert "worker 1" in problems[0]
 
 
-def test_a_first_worker_that_goes_away(addresses: list[str]) -> None:
+@pytest.mark.parametrize("lingering", [0, 1])
+def test_a_first_worker_that_goes_away(addresses: list[str], lingering: int) -> None:
     port = int(addresses[0].split(":")[1])
+
+    def go_away() -> None:
+        with server.accept()[0] as connection:
+            connection.makefile().readline()
+            # Without lingering the other side sees a reset instead of an end.
+            linger = struct.pack("ii", 1, lingering)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
     with socket.create_server(("127.0.0.1", port)) as server:
-        thread = threading.Thread(target=lambda: server.accept()[0].close())
+        thread = threading.Thread(target=go_away)
         thread.start()
         problems = meet(addresses, {1: VERSIONS})
         thread.join()
