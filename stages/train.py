@@ -22,6 +22,7 @@ from stages.common import errors, files, params, paths
 from stages.common.errors import StageError
 from stages.dataset import tensors
 from stages.model import runtime
+from stages.model.recipe import Recipe
 
 if TYPE_CHECKING:
     import keras
@@ -32,19 +33,10 @@ NETWORK = "stages/model/network.py"
 SECONDS_BETWEEN_LINES = 10
 
 
-class TrainParams(params.Section):
-    """The `train` section of params.yaml."""
+class TrainParams(Recipe):
+    """The `train` section of params.yaml: the recipe, the network's momentum, and where to run."""
 
-    seed: int = Field(ge=0, lt=2**32)
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0)
-    warmup: float = Field(ge=0, lt=1)
     momentum: float = Field(ge=0, lt=1)
-    label_smoothing: float = Field(ge=0, lt=1)
-    shift: int = Field(ge=0, le=8)
-    distortion: float = Field(ge=0, le=0.5)
-    precision: Literal["float32", "mixed_bfloat16"]
     threads: int = Field(ge=1, le=256)
     instructions: runtime.Instructions
     strategy: Literal["auto", "single", "mirrored", "multi_worker"]
@@ -113,19 +105,16 @@ def start(parameters: TrainParams, timeout: float) -> Run:
             f"{paths.PARAMS}: train.batch_size is {parameters.batch_size}, which {replicas} "
             f"devices cannot share equally; make it a multiple of {replicas}"
         )
-    recipe = training.Recipe(
-        **{name: getattr(parameters, name) for name in training.Recipe.__annotations__}
-    )
     images, labels = train_split
     with found.strategy.scope():
         model = build(network.build, images.shape[1:], labels.shape[1], parameters.momentum)
-        training.compile_model(model, recipe, len(images))
+        training.compile_model(model, parameters, len(images))
     versions["devices"] = str(replicas)
     saved = checkpoints.Checkpoints(model, versions, parameters.checkpoint_every)
     history = saved.restore()
     first_step = history[-1].step if history else 0
-    rows = training.run(model, train_split, validation_split, recipe, found, first_step)
-    total = training.images_to_see(recipe, len(images))
+    rows = training.run(model, train_split, validation_split, parameters, found, first_step)
+    total = training.images_to_see(parameters, len(images))
     return Run(model, found, saved, history, rows, total)
 
 

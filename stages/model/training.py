@@ -1,7 +1,6 @@
 """The training loop, for one device, several, or several machines."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import keras
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from stages.common.errors import StageError
 from stages.model import fused
 from stages.model.devices import Devices
+from stages.model.recipe import Recipe
 
 # Images (N, H, W, C), pixels 0..255, and their one-hot labels (N, classes).
 Images: TypeAlias = NDArray[np.uint8]
@@ -19,21 +19,6 @@ Split: TypeAlias = tuple[Images, NDArray[np.uint8]]
 
 STEPS_PER_CALL = 20  # steps in one call into the graph, and between two rows of the history
 EVALUATION_BATCH = 100  # more is no faster and takes more memory
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the fields are the parameters of the same names."""
-
-    seed: int
-    epochs: int
-    batch_size: int  # on all devices together
-    learning_rate: float
-    warmup: float
-    label_smoothing: float
-    shift: int
-    distortion: float
-    precision: str
 
 
 class Row(NamedTuple):

@@ -212,8 +212,12 @@ import tensorflow as tf
 cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
 tf.config.set_logical_device_configuration(cpu, [half, half])
 from stages.model import devices, training
+from stages.model.recipe import Recipe
 
-recipe = training.Recipe(3, 1, 4, 0.1, 0.0, 0.1, 1, 0.1, "float32")
+recipe = Recipe(
+    seed=3, epochs=1, batch_size=4, learning_rate=0.1, warmup=0.0, label_smoothing=0.1, shift=1,
+    distortion=0.1, precision="float32",
+)
 images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1), np.uint8)
 labels = np.eye(3, dtype=np.uint8)[np.arange(24) % 3]
 loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)

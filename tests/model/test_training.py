@@ -1,6 +1,5 @@
 """The training loop, against stock Keras and plain NumPy."""
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ import tensorflow as tf
 from stages.common.errors import StageError
 from stages.model import network, training
 from stages.model.devices import Devices
+from stages.model.recipe import Recipe
 
-RECIPE = training.Recipe(
+RECIPE = Recipe(
     seed=5,
     epochs=1,
     batch_size=8,
@@ -30,6 +30,10 @@ ALONE = Devices(tf.distribute.get_strategy())
 NOTHING: Any = (np.zeros((0, 8, 8, 1), np.uint8), np.zeros((0, 3), np.uint8))
 
 
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update=changes)
+
+
 def data(count: int) -> training.Split:
     """Return images (N, 8, 8, 1) of three classes that differ in where they are bright."""
     random = np.random.default_rng(6)
@@ -40,7 +44,7 @@ def data(count: int) -> training.Split:
     return images, np.eye(3, dtype=np.uint8)[labels]
 
 
-def new(recipe: training.Recipe, images: int) -> keras.Model:
+def new(recipe: Recipe, images: int) -> keras.Model:
     keras.utils.set_random_seed(7)
     model = network.build((8, 8, 1), 3, momentum=0.9)
     training.compile_model(model, recipe, images)
@@ -59,7 +63,7 @@ def losses(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> tuple[
 @pytest.mark.slow
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
 def test_it_trains_as_stock_keras_does_and_its_history_says_so(warmup: float) -> None:
-    recipe = dataclasses.replace(RECIPE, warmup=warmup, epochs=2, learning_rate=0.0001)
+    recipe = changed(RECIPE, warmup=warmup, epochs=2, learning_rate=0.0001)
     images, labels = data(204)  # 25 whole batches: a call of 20 steps, and one of 5
     ours, stock, before = new(recipe, 204), new(recipe, 204), new(recipe, 204)
     rows = list(training.run(ours, (images, labels), NOTHING, recipe, ALONE))
@@ -91,7 +95,7 @@ def test_it_trains_as_stock_keras_does_and_its_history_says_so(warmup: float) ->
 
 @pytest.mark.slow
 def test_it_learns_and_its_validation_is_that_of_stock_keras() -> None:
-    recipe = dataclasses.replace(RECIPE, epochs=6, shift=1)
+    recipe = changed(RECIPE, epochs=6, shift=1)
     validation = data(250)  # more than are evaluated at once
     # The last images are all of one class: a mean that leaves some out is another one.
     order = np.argsort(validation[1].argmax(1), kind="stable")
@@ -128,7 +132,7 @@ def test_final_figures_are_those_of_the_last_epoch_by_images() -> None:
 
 
 def test_a_resumed_training_sees_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = dataclasses.replace(RECIPE, epochs=2)
+    recipe = changed(RECIPE, epochs=2)
     seen: list[Any] = []
 
     def train(inputs: Any, steps: Any) -> tuple[tf.Tensor, float]:
@@ -176,7 +180,7 @@ def test_a_probability_of_nothing_counts_as_the_least_that_keras_tells_from_it()
 @pytest.mark.slow
 def test_bfloat16_is_used_and_close() -> None:
     def loss(precision: str) -> float:
-        recipe = dataclasses.replace(RECIPE, precision=precision)
+        recipe = changed(RECIPE, precision=precision)
         (row,) = training.run(new(recipe, 24), data(24), NOTHING, recipe, ALONE)
         return row.loss
 
@@ -193,22 +197,22 @@ def test_without_validation_there_are_no_such_figures() -> None:
 
 @pytest.mark.slow
 def test_same_recipe_same_bits_another_recipe_others() -> None:
-    def weights(recipe: training.Recipe) -> bytes:
+    def weights(recipe: Recipe) -> bytes:
         model = new(recipe, 32)
         list(training.run(model, data(32), NOTHING, recipe, ALONE))
         return b"".join(array.tobytes() for array in model.get_weights())
 
-    recipe = dataclasses.replace(RECIPE, shift=2, distortion=0.2)
+    recipe = changed(RECIPE, shift=2, distortion=0.2)
     assert weights(recipe) == weights(recipe)
-    assert weights(recipe) != weights(dataclasses.replace(recipe, seed=6))
-    assert weights(recipe) != weights(dataclasses.replace(recipe, shift=0))
-    assert weights(recipe) != weights(dataclasses.replace(recipe, distortion=0))
-    assert weights(recipe) != weights(dataclasses.replace(recipe, precision="mixed_bfloat16"))
+    assert weights(recipe) != weights(changed(recipe, seed=6))
+    assert weights(recipe) != weights(changed(recipe, shift=0))
+    assert weights(recipe) != weights(changed(recipe, distortion=0))
+    assert weights(recipe) != weights(changed(recipe, precision="mixed_bfloat16"))
 
 
 @pytest.mark.slow
 def test_learning_rate_rises_and_falls_to_nothing() -> None:
-    recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=2, warmup=0.25)
+    recipe = changed(RECIPE, epochs=1, batch_size=2, warmup=0.25)
     model = new(recipe, 400)
     rates = [float(model.optimizer.learning_rate)]
     rates += [row.learning_rate for row in training.run(model, data(400), NOTHING, recipe, ALONE)]
@@ -221,7 +225,7 @@ def test_learning_rate_rises_and_falls_to_nothing() -> None:
 def test_every_epoch_is_a_permutation_of_its_own() -> None:
     images = np.arange(250, dtype=np.uint8).reshape(-1, 1, 1, 1)
     labels = np.eye(3, dtype=np.uint8)[np.arange(250) % 3]
-    recipe = dataclasses.replace(RECIPE, epochs=3, batch_size=10)
+    recipe = changed(RECIPE, epochs=3, batch_size=10)
     calls = list(training.batches((images, labels), recipe))
     assert [len(part) for part, _ in calls] == [200, 50] * 3
     epochs = [np.concatenate([calls[2 * n][0], calls[2 * n + 1][0]]).ravel() for n in range(3)]
@@ -234,7 +238,7 @@ def test_every_epoch_is_a_permutation_of_its_own() -> None:
 
 def test_batches_do_not_depend_on_their_parts_nor_on_where_training_goes_on() -> None:
     split = data(203)
-    recipe = dataclasses.replace(RECIPE, epochs=2, shift=2, distortion=0.2)
+    recipe = changed(RECIPE, epochs=2, shift=2, distortion=0.2)
     whole = list(training.batches(split, recipe))
     for own in (slice(0, 4), slice(4, 8)):
         for (images, labels), (some, their_labels) in zip(
@@ -256,7 +260,7 @@ def test_batches_do_not_depend_on_their_parts_nor_on_where_training_goes_on() ->
 def test_images_are_distorted_first_and_then_shifted_anew_in_each_call() -> None:
     images = np.random.default_rng(1).integers(1, 256, (200, 9, 9, 1), np.uint8)
     labels = np.eye(3, dtype=np.uint8)[np.arange(200) % 3]
-    recipe = dataclasses.replace(RECIPE, batch_size=5, epochs=2, shift=3, distortion=0.3)
+    recipe = changed(RECIPE, batch_size=5, epochs=2, shift=3, distortion=0.3)
     calls = list(training.batches((images, labels), recipe))
     assert len(calls) == 4  # of 20 steps, two in each epoch
     for (moved, _), epoch, position in zip(calls, (0, 0, 1, 1), (0, 20, 0, 20), strict=True):
@@ -276,7 +280,7 @@ def test_images_are_distorted_first_and_then_shifted_anew_in_each_call() -> None
 
 def test_workers_share_each_batch_in_their_order() -> None:
     split = data(32)
-    recipe = dataclasses.replace(RECIPE, shift=1, distortion=0.1)
+    recipe = changed(RECIPE, shift=1, distortion=0.1)
     whole = [
         (image, label)
         for images, labels in training.batches(split, recipe)
@@ -353,7 +357,7 @@ def test_distort_turns_scales_and_shears_about_the_centre() -> None:
 
 
 def test_an_infinite_loss_names_its_step() -> None:
-    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, warmup=0)
+    recipe = changed(RECIPE, learning_rate=1e30, warmup=0)
     with pytest.raises(StageError, match=r"loss became (nan|inf) at step [2-5]; .*learning_rate"):
         list(training.run(new(recipe, 40), data(40), NOTHING, recipe, ALONE))
 
