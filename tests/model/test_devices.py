@@ -39,6 +39,15 @@ def worker(folder: Folder, own: int, ports: list[int]) -> subprocess.Popen[str]:
     )
 
 
+def wait_for(running: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
+    """Return what each worker printed on stdout and stderr; leave none behind."""
+    try:
+        return [process.communicate(timeout=100) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     """Folders after the same training by one device, two devices, and two workers."""
@@ -57,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     second.write_params(strategy="multi_worker", epochs=2)
     ports = free_ports(2)
     running = [worker(folders["workers"], 0, ports), worker(second, 1, ports)]
-    printed = [process.communicate(timeout=120) for process in running]
+    printed = wait_for(running)
     assert [process.returncode for process in running] == [0, 0]
     assert printed[0][0].startswith("training accuracy")
     assert printed[1] == ("worker 1 of 2: trained on 840 images\n", "")
@@ -162,7 +171,7 @@ def test_a_worker_that_dies_between_the_meeting_and_the_connection(tmp_path: Pat
         each.write_params(strategy="multi_worker")
     ports = free_ports(2)
     running = [worker(folder, 0, ports), worker(gone, 1, ports)]
-    printed = [process.communicate(timeout=60)[1] for process in running]
+    printed = [stderr for _, stderr in wait_for(running)]
     assert [process.returncode for process in running] == [1, 3]
     assert printed[0] == (
         "error: worker 0 of 2 lost another worker; see its output, then start all workers again\n"
@@ -192,7 +201,7 @@ def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
         each.write_params(strategy="multi_worker")
     ports = free_ports(2)
     running = [worker(folder, 0, ports), worker(stuck, 1, ports)]
-    printed = [process.communicate(timeout=100)[1] for process in running]
+    printed = [stderr for _, stderr in wait_for(running)]
     assert [process.returncode for process in running] == [1, 1]
     assert printed[0].startswith("error: worker 0 of 2 ")
     assert (
