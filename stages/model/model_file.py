@@ -21,7 +21,7 @@ def save(model: keras.Model, path: Path) -> None:
     the file: they are replaced by constants.
     """
     model.save(path)
-    _repack(path, path)
+    _repack(path)
 
 
 def load(path: Path) -> keras.Model:
@@ -41,8 +41,8 @@ def load(path: Path) -> keras.Model:
         ) from None
 
 
-def _repack(original: Path, path: Path) -> None:
-    with zipfile.ZipFile(original) as source:
+def _repack(path: Path) -> None:
+    with zipfile.ZipFile(path) as source:
         parts = {name: source.read(name) for name in sorted(source.namelist())}
     metadata = json.loads(parts["metadata.json"]) | {"date_saved": "1980-01-01@00:00:00"}
     parts["metadata.json"] = json.dumps(metadata).encode()

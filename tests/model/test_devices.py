@@ -39,10 +39,24 @@ def worker(folder: Folder, own: int, ports: list[int]) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(running: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
-    """Return what each worker printed on stdout and stderr; leave none behind."""
+def changed(*lines: str) -> list[str]:
+    """Return the command that runs the stage after lines of Python that change it."""
+    start = (
+        "import os, sys, time",
+        "sys.argv[0] = '-m'",
+        "from stages import train",
+        "from stages.common import errors",
+    )
+    return [sys.executable, "-c", "\n".join([*start, *lines, "errors.run(train.main)"])]
+
+
+def run_both(first: Folder, second: Folder) -> tuple[list[int], list[tuple[str, str]]]:
+    """Run the stage as two workers; return the statuses, and what each printed and complained."""
+    ports = free_ports(2)
+    running = [worker(first, 0, ports), worker(second, 1, ports)]
     try:
-        return [process.communicate(timeout=100) for process in running]
+        printed = [process.communicate(timeout=100) for process in running]
+        return [process.returncode for process in running], printed
     finally:
         for process in running:
             process.kill()
@@ -64,10 +78,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     second = Folder(tmp_path_factory.mktemp("second"))
     second.write_tensors(range(420))
     second.write_params(strategy="multi_worker", epochs=2)
-    ports = free_ports(2)
-    running = [worker(folders["workers"], 0, ports), worker(second, 1, ports)]
-    printed = wait_for(running)
-    assert [process.returncode for process in running] == [0, 0]
+    statuses, printed = run_both(folders["workers"], second)
+    assert statuses == [0, 0]
     assert printed[0][0].startswith("training accuracy")
     assert printed[1] == ("worker 1 of 2: trained on 840 images\n", "")
     assert second.outputs() == {}  # only the first worker writes
@@ -112,16 +124,7 @@ def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal
     folder = Folder(tmp_path)
     folder.write_tensors(range(60))
     folder.write_params(strategy="multi_worker", epochs=100_000)
-    folder.command = [
-        sys.executable,
-        "-c",
-        "import sys\n"
-        "sys.argv[0] = '-m'\n"
-        "from stages import train\n"
-        "from stages.common import errors\n"
-        "train.SECONDS_BETWEEN_LINES = 1\n"
-        "errors.run(train.main)",
-    ]
+    folder.command = changed("train.SECONDS_BETWEEN_LINES = 1")
     for name in OUTPUTS:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("of the run before")
@@ -157,23 +160,15 @@ def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal
 @pytest.mark.slow
 def test_a_worker_that_dies_between_the_meeting_and_the_connection(tmp_path: Path) -> None:
     folder, gone = Folder(tmp_path), Folder(tmp_path / "gone")
-    gone.command = [
-        sys.executable,
-        "-c",
-        "import os\n"
-        "from stages import train\n"
-        "from stages.model import devices\n"
-        "devices._connect = lambda *_: os._exit(3)\n"
-        "train.main()",
-    ]
+    gone.command = changed(
+        "from stages.model import devices", "devices._connect = lambda *_: os._exit(3)"
+    )
     for each in (folder, gone):
         each.limits["worker_timeout"] = 8
         each.write_params(strategy="multi_worker")
-    ports = free_ports(2)
-    running = [worker(folder, 0, ports), worker(gone, 1, ports)]
-    printed = [stderr for _, stderr in wait_for(running)]
-    assert [process.returncode for process in running] == [1, 3]
-    assert printed[0] == (
+    statuses, printed = run_both(folder, gone)
+    assert statuses == [1, 3]
+    assert printed[0][1] == (
         "error: worker 0 of 2 lost another worker; see its output, then start all workers again\n"
     )
     assert folder.outputs().keys() == gone.outputs().keys() == set()
@@ -181,32 +176,19 @@ def test_a_worker_that_dies_between_the_meeting_and_the_connection(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    folder.write_params(strategy="multi_worker")
-    # The first worker is stopped by its input, while TensorFlow goes on to say that it lives.
-    stuck = Folder(tmp_path / "stuck")
-    stuck.write_params(strategy="multi_worker")
-    stuck.command = [
-        sys.executable,
-        "-c",
-        "import time\n"
-        "from stages import train\n"
-        "from stages.common import errors\n"
-        "from stages.model import training\n"
-        "training.batches = lambda *_: time.sleep(600)\n"
-        "errors.run(train.main)",
-    ]
+    folder, stuck = Folder(tmp_path), Folder(tmp_path / "stuck")
+    # The second worker is stopped by its input, while TensorFlow goes on to say that it lives.
+    stuck.command = changed(
+        "from stages.model import training", "training.batches = lambda *_: time.sleep(600)"
+    )
     for each in (folder, stuck):
         each.limits["worker_timeout"] = 10
         each.write_params(strategy="multi_worker")
-    ports = free_ports(2)
-    running = [worker(folder, 0, ports), worker(stuck, 1, ports)]
-    printed = [stderr for _, stderr in wait_for(running)]
-    assert [process.returncode for process in running] == [1, 1]
-    assert printed[0].startswith("error: worker 0 of 2 ")
-    assert (
-        "error: worker 1 of 2 waited 10 s for the others; see what they say, or raise" in printed[1]
-    )
+    statuses, printed = run_both(folder, stuck)
+    assert statuses == [1, 1]
+    assert printed[0][1].startswith("error: worker 0 of 2 ")
+    line = "error: worker 1 of 2 waited 10 s for the others; see what they say, or raise"
+    assert line in printed[1][1]
 
 
 # A network without batch normalisation, trained by plain gradient descent: two devices give what

@@ -85,10 +85,10 @@ def test_an_archive_is_written_again_without_what_differs_between_runs(tmp_path:
         "metadata.json": b'{"keras_version": "3.15.1", "date_saved": "2031-05-06@07:08:09"}',
         "config.json": config.encode(),
     }
-    with zipfile.ZipFile(tmp_path / "original", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-    model_file._repack(tmp_path / "original", tmp_path / "model.keras")
+    model_file._repack(tmp_path / "model.keras")
 
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         assert archive.namelist() == ["config.json", "metadata.json", "model.weights.h5"]
