@@ -50,6 +50,26 @@ def changed(*lines: str) -> list[str]:
     return [sys.executable, "-c", "\n".join([*start, *lines, "errors.run(train.main)"])]
 
 
+def in_a_hurry(folder: Folder, change: str = "pass") -> None:
+    """Bound what the stage does after the workers have met to ten seconds, and change it.
+
+    To meet they keep 60 s: on a busy machine, to import TensorFlow takes more than ten.
+    """
+    folder.limits["worker_timeout"] = 10
+    folder.write_params(strategy="multi_worker")
+    folder.command = changed(
+        "from stages.model import runtime",
+        "start_quietly = runtime.start",
+        "def start(*settings):",
+        "    start_quietly(*settings)",
+        "    from stages.model import devices, training, workers",
+        "    meet = workers.meet",
+        "    workers.meet = lambda found, versions, _: meet(found, versions, timeout=60)",
+        f"    {change}",
+        "runtime.start = start",
+    )
+
+
 def run_both(first: Folder, second: Folder) -> tuple[list[int], list[tuple[str, str]]]:
     """Run the stage as two workers; return the statuses, and what each printed and complained."""
     ports = free_ports(2)
@@ -160,12 +180,8 @@ def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal
 @pytest.mark.slow
 def test_a_worker_that_dies_between_the_meeting_and_the_connection(tmp_path: Path) -> None:
     folder, gone = Folder(tmp_path), Folder(tmp_path / "gone")
-    gone.command = changed(
-        "from stages.model import devices", "devices._connect = lambda *_: os._exit(3)"
-    )
-    for each in (folder, gone):
-        each.limits["worker_timeout"] = 8
-        each.write_params(strategy="multi_worker")
+    in_a_hurry(folder)
+    in_a_hurry(gone, "devices._connect = lambda *_: os._exit(3)")
     statuses, printed = run_both(folder, gone)
     assert statuses == [1, 3]
     assert printed[0][1] == (
@@ -177,13 +193,9 @@ def test_a_worker_that_dies_between_the_meeting_and_the_connection(tmp_path: Pat
 @pytest.mark.slow
 def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
     folder, stuck = Folder(tmp_path), Folder(tmp_path / "stuck")
+    in_a_hurry(folder)
     # The second worker is stopped by its input, while TensorFlow goes on to say that it lives.
-    stuck.command = changed(
-        "from stages.model import training", "training.batches = lambda *_: time.sleep(600)"
-    )
-    for each in (folder, stuck):
-        each.limits["worker_timeout"] = 10
-        each.write_params(strategy="multi_worker")
+    in_a_hurry(stuck, "training.batches = lambda *_: time.sleep(600)")
     statuses, printed = run_both(folder, stuck)
     assert statuses == [1, 1]
     assert printed[0][1].startswith("error: worker 0 of 2 ")
