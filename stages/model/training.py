@@ -101,7 +101,7 @@ def run(
     """
     size = recipe.batch_size
     in_epoch = steps_per_epoch(len(training[0]), size)
-    inputs = iter(_distribute(training, recipe, devices.strategy, first_step))
+    inputs = _distribute(training, recipe, devices.strategy, first_step)
     train = _train_steps(model, recipe, devices.strategy)
     evaluate = _evaluation(model)
     step = first_step
@@ -110,7 +110,7 @@ def run(
         steps = min(STEPS_PER_CALL, in_epoch - position)
         try:
             with devices.waiting():
-                figures, rate = train(inputs, tf.constant(steps))
+                figures, rate = train(next(inputs), tf.constant(steps))
         except tf.errors.ResourceExhaustedError:
             raise StageError(
                 f"not enough memory for batches of {size} images; lower train.batch_size"
@@ -136,9 +136,9 @@ def batches(
 ) -> Iterator[Split]:
     """Yield the images and labels of one call after the other, from step `first_step` on.
 
-    These are the `own` part of each of its batches, in a row: all of them, or what this machine
-    has to do. Each epoch has an order of its own. Order, shifts and distortions depend on the seed
-    and the step alone: not on how batches are parted, nor on where the training goes on from.
+    These are the `own` part of each of its batches, in a row: all of them, or those of one device.
+    Each epoch has an order of its own. Order, shifts and distortions depend on the seed and the
+    step alone: not on how batches are parted, nor on where the training goes on from.
     """
     images, labels = split
     size, in_epoch = recipe.batch_size, steps_per_epoch(len(images), recipe.batch_size)
@@ -190,28 +190,22 @@ def distort(images: Images, maps: NDArray[np.float64]) -> Images:
 
 def _distribute(
     split: Split, recipe: Recipe, strategy: tf.distribute.Strategy, first_step: int
-) -> tf.distribute.DistributedDataset:
-    """Return the batches, each device's own part of them."""
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """Yield each device's own images (S, B, H, W, C) and labels (S, B, classes) of S steps."""
     size = recipe.batch_size // strategy.num_replicas_in_sync
+    parts = [
+        batches(split, recipe, first_step, slice(first, first + size))
+        for first in range(0, recipe.batch_size, size)
+    ]
 
-    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        per_machine = recipe.batch_size // context.num_input_pipelines
-        first = context.input_pipeline_id * per_machine
-        own = slice(first, first + per_machine)
+    def part(context: tf.distribute.experimental.ValueContext) -> tuple[tf.Tensor, ...]:
+        arrays = next(parts[context.replica_id_in_sync_group])
+        return tuple(tf.constant(array.reshape(-1, size, *array.shape[1:])) for array in arrays)
 
-        def calls() -> Iterator[tuple[NDArray[np.uint8], ...]]:
-            for part in batches(split, recipe, first_step, own):
-                yield tuple(array.reshape(-1, size, *array.shape[1:]) for array in part)
-
-        signature = tuple(
-            tf.TensorSpec([None, size, *array.shape[1:]], array.dtype) for array in split
-        )
-        source = tf.data.Dataset.from_generator(calls, output_signature=signature)
-        options = tf.data.Options()
-        options.autotune.enabled = False  # its thread keeps the end of the training waiting
-        return source.prefetch(1).unbatch().with_options(options)
-
-    return strategy.distribute_datasets_from_function(dataset)
+    # Not a tf.data.Dataset: where one is in use, memory goes back to the system and is asked for
+    # again in each step, 5 % of its time. The batches of a call are made in a millisecond.
+    while True:
+        yield strategy.experimental_distribute_values_from_function(part)
 
 
 def _check(losses: NDArray[np.float32], step: int) -> None:
@@ -226,7 +220,7 @@ def _check(losses: NDArray[np.float32], step: int) -> None:
 def _train_steps(
     model: keras.Model, recipe: Recipe, strategy: tf.distribute.Strategy
 ) -> Callable[..., Any]:
-    """Return a graph function of an iterator over batches and of a number of steps S.
+    """Return a graph function of the devices' images and labels and of the number of steps S.
 
     It returns, of shape (S, 2), the sum of the losses of each batch and how many of its images
     were recognised; and the learning rate.
@@ -236,10 +230,10 @@ def _train_steps(
     variables = model.trainable_variables
     cross_entropy = keras.losses.categorical_crossentropy
 
-    def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        target = tf.cast(labels, tf.float32)
+    def step(images: tf.Tensor, labels: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        target = tf.cast(labels[index], tf.float32)
         with tf.GradientTape() as tape, fused.computing_in(recipe.precision, trained):
-            probabilities = trained(images, training=True)
+            probabilities = trained(images[index], training=True)
             losses = cross_entropy(target, probabilities, label_smoothing=recipe.label_smoothing)
             # Divided by the images on all devices; a layer's own losses by the devices.
             loss = tf.nn.compute_average_loss(losses, global_batch_size=recipe.batch_size)
@@ -248,11 +242,9 @@ def _train_steps(
         hits = keras.metrics.categorical_accuracy(target, probabilities)
         return tf.reduce_sum(tf.stack([cross_entropy(target, probabilities), hits]), axis=1)
 
-    def steps(
-        inputs: Iterator[tuple[tf.Tensor, tf.Tensor]], count: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def steps(inputs: tuple[tf.Tensor, tf.Tensor], count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def body(index: tf.Tensor, figures: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            on_each = strategy.run(step, args=next(inputs))
+            on_each = strategy.run(step, args=(*inputs, index))
             return index + 1, figures.write(index, strategy.reduce("SUM", on_each, axis=None))
 
         figures = tf.TensorArray(tf.float32, count, element_shape=[2])

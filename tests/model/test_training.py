@@ -136,7 +136,8 @@ def test_a_resumed_training_sees_what_is_left(monkeypatch: pytest.MonkeyPatch) -
     seen: list[Any] = []
 
     def train(inputs: Any, steps: Any) -> tuple[tf.Tensor, float]:
-        seen.extend(next(inputs)[0].numpy() for _ in range(int(steps)))
+        seen.extend(inputs[0].numpy())
+        assert len(inputs[0]) == int(steps)
         return tf.zeros([int(steps), 2]), 0.5
 
     monkeypatch.setattr(training, "_train_steps", lambda *_: train)
@@ -278,7 +279,7 @@ def test_images_are_distorted_first_and_then_shifted_anew_in_each_call() -> None
             np.testing.assert_allclose(image[..., 0], np.floor(expected[3:12, 3:12]), atol=1)
 
 
-def test_workers_share_each_batch_in_their_order() -> None:
+def test_devices_share_each_batch_in_their_order() -> None:
     split = data(32)
     recipe = changed(RECIPE, shift=1, distortion=0.1)
     whole = [
@@ -287,31 +288,24 @@ def test_workers_share_each_batch_in_their_order() -> None:
         for image, label in zip(images, labels, strict=True)
     ]
 
-    class TwoWorkers:
-        """As TensorFlow asks one of two workers, each of two devices, for its images."""
+    class Device:
+        """A strategy as one of its four devices sees it."""
 
         num_replicas_in_sync = 4
 
         def __init__(self, own: int) -> None:
-            self.context = tf.distribute.InputContext(2, own, 4)
+            self.context = tf.distribute.experimental.ValueContext(own, 4)
 
-        def distribute_datasets_from_function(self, dataset: Any) -> tf.data.Dataset:
-            return dataset(self.context)
+        def experimental_distribute_values_from_function(self, function: Any) -> Any:
+            return function(self.context)
 
-    shares: list[Any] = [training._distribute(split, recipe, TwoWorkers(own), 0) for own in (0, 1)]
-    parts = [[tuple(array.numpy() for array in part) for part in share] for share in shares]
-    # Of each batch of 8 the first worker's devices have images 0 to 3, two each.
-    in_order = [
-        part
-        for batch in range(4)
-        for worker in (0, 1)
-        for part in parts[worker][2 * batch : 2 * batch + 2]
-    ]
-    assert [len(part) for part in parts] == [8, 8]
-    for position, (images, labels) in enumerate(in_order):
-        expected = whole[2 * position : 2 * position + 2]
-        np.testing.assert_array_equal(images, [image for image, _ in expected])
-        np.testing.assert_array_equal(labels, [label for _, label in expected])
+    for own in range(4):  # each has two images of each of the four batches of eight
+        images, labels = next(training._distribute(split, recipe, Device(own), 0))
+        assert images.shape == (4, 2, 8, 8, 1)
+        for batch, position in np.ndindex(4, 2):
+            image, label = whole[8 * batch + 2 * own + position]
+            np.testing.assert_array_equal(images[batch, position], image)
+            np.testing.assert_array_equal(labels[batch, position], label)
 
 
 def test_shift_moves_images_and_leaves_black_behind() -> None:
