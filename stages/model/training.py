@@ -191,7 +191,7 @@ def distort(images: Images, maps: NDArray[np.float64]) -> Images:
 def _distribute(
     split: Split, recipe: Recipe, strategy: tf.distribute.Strategy, first_step: int
 ) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-    """Yield each device's own images (S, B, H, W, C) and labels (S, B, classes) of S steps."""
+    """Yield the images (S, B, H, W, C) and labels (S, B, classes) of a call, each device's own."""
     size = recipe.batch_size // strategy.num_replicas_in_sync
     parts = [
         batches(split, recipe, first_step, slice(first, first + size))
@@ -200,7 +200,10 @@ def _distribute(
 
     def part(context: tf.distribute.experimental.ValueContext) -> tuple[tf.Tensor, ...]:
         arrays = next(parts[context.replica_id_in_sync_group])
-        return tuple(tf.constant(array.reshape(-1, size, *array.shape[1:])) for array in arrays)
+        # Where an epoch ends with fewer steps, repeats that nothing trains on fill the rest: for
+        # another shape TensorFlow would build its graph again, which takes a second.
+        shapes = [(STEPS_PER_CALL, size, *array.shape[1:]) for array in arrays]
+        return tuple(map(tf.constant, map(np.resize, arrays, shapes)))
 
     # Not a tf.data.Dataset: where one is in use, memory goes back to the system and is asked for
     # again in each step, 5 % of its time. The batches of a call are made in a millisecond.
@@ -220,9 +223,9 @@ def _check(losses: NDArray[np.float32], step: int) -> None:
 def _train_steps(
     model: keras.Model, recipe: Recipe, strategy: tf.distribute.Strategy
 ) -> Callable[..., Any]:
-    """Return a graph function of the devices' images and labels and of the number of steps S.
+    """Return a graph function of the devices' images and labels and of the number of steps N.
 
-    It returns, of shape (S, 2), the sum of the losses of each batch and how many of its images
+    It returns, of shape (N, 2), the sum of the losses of each batch and how many of its images
     were recognised; and the learning rate.
     """
     with strategy.scope():

@@ -66,7 +66,11 @@ def test_it_trains_as_stock_keras_does_and_its_history_says_so(warmup: float) ->
     recipe = changed(RECIPE, warmup=warmup, epochs=2, learning_rate=0.0001)
     images, labels = data(204)  # 25 whole batches: a call of 20 steps, and one of 5
     ours, stock, before = new(recipe, 204), new(recipe, 204), new(recipe, 204)
-    rows = list(training.run(ours, (images, labels), NOTHING, recipe, ALONE))
+    train: Any = training._train_steps(ours, recipe, ALONE.strategy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_train_steps", lambda *_: train)
+        rows = list(training.run(ours, (images, labels), NOTHING, recipe, ALONE))
+    assert train.experimental_get_tracing_count() == 1  # each costs a second
 
     figures = []
     for epoch in range(2):
@@ -136,8 +140,7 @@ def test_a_resumed_training_sees_what_is_left(monkeypatch: pytest.MonkeyPatch) -
     seen: list[Any] = []
 
     def train(inputs: Any, steps: Any) -> tuple[tf.Tensor, float]:
-        seen.extend(inputs[0].numpy())
-        assert len(inputs[0]) == int(steps)
+        seen.extend(inputs[0].numpy()[: int(steps)])
         return tf.zeros([int(steps), 2]), 0.5
 
     monkeypatch.setattr(training, "_train_steps", lambda *_: train)
@@ -301,7 +304,6 @@ def test_devices_share_each_batch_in_their_order() -> None:
 
     for own in range(4):  # each has two images of each of the four batches of eight
         images, labels = next(training._distribute(split, recipe, Device(own), 0))
-        assert images.shape == (4, 2, 8, 8, 1)
         for batch, position in np.ndindex(4, 2):
             image, label = whole[8 * batch + 2 * own + position]
             np.testing.assert_array_equal(images[batch, position], image)
