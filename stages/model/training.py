@@ -203,7 +203,8 @@ def _distribute(
         # Where an epoch ends with fewer steps, repeats that nothing trains on fill the rest: for
         # another shape TensorFlow would build its graph again, which takes a second.
         shapes = [(STEPS_PER_CALL, size, *array.shape[1:]) for array in arrays]
-        return tuple(map(tf.constant, map(np.resize, arrays, shapes)))
+        with tf.device("CPU:0"):
+            return tuple(map(tf.constant, map(np.resize, arrays, shapes)))
 
     # Not a tf.data.Dataset: where one is in use, memory goes back to the system and is asked for
     # again in each step, 5 % of its time. The batches of a call are made in a millisecond.
@@ -234,9 +235,11 @@ def _train_steps(
     cross_entropy = keras.losses.categorical_crossentropy
 
     def step(images: tf.Tensor, labels: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        target = tf.cast(labels[index], tf.float32)
+        with tf.device("CPU:0"):  # a GPU gets the images of one step alone
+            images, labels = images[index], labels[index]
+        target = tf.cast(labels, tf.float32)
         with tf.GradientTape() as tape, fused.computing_in(recipe.precision, trained):
-            probabilities = trained(images[index], training=True)
+            probabilities = trained(images, training=True)
             losses = cross_entropy(target, probabilities, label_smoothing=recipe.label_smoothing)
             # Divided by the images on all devices; a layer's own losses by the devices.
             loss = tf.nn.compute_average_loss(losses, global_batch_size=recipe.batch_size)
