@@ -107,8 +107,7 @@ def test_readme_shows_what_the_committed_run_printed() -> None:
 def test_results_have_the_accuracies_that_were_measured(
     name: str, recipe: str, command: str
 ) -> None:
-    measured = RESULTS[name]["summary"].get("seconds")
-    seconds = f"{measured['mean']:.0f} s" if measured else "-"
+    seconds = f"{RESULTS[name]['summary']['seconds']['mean']:.0f} s"
     command = f"python -m benchmarks.seeds {command}" if command else "make seeds"
     has(
         "docs/results.md",
@@ -141,6 +140,16 @@ def test_results_give_the_recipes_that_were_measured(recipe: str) -> None:
     page = " ".join(text("docs/results.md").replace("\\\n", "").split())
     command = "dvc exp run " + " ".join(f"-S {setting}" for setting in RECIPES[recipe])
     assert command in page
+
+
+def test_determinism_compares_both_instruction_sets() -> None:
+    assert RESULTS["seeds"]["machine"] == RESULTS["seeds-avx2"]["machine"]
+    native, avx2 = (RESULTS[name]["summary"]["seconds"]["mean"] for name in ("seeds", "seeds-avx2"))
+    has(
+        "docs/determinism.md",
+        f"| test accuracy | {accuracy('seeds')} | {accuracy('seeds-avx2')} |",
+        f"| seconds of training, on the {processor('seeds')} | {native:.0f} | {avx2:.0f} |",
+    )
 
 
 def test_determinism_has_what_the_emulated_cpu_showed() -> None:
