@@ -4,8 +4,8 @@
 
 Runs in turn, over the same archives: `stages.fetch.fetch` in a process of its own, timed without
 the start of Python and imports; and `gzip -dc`, then `sha256sum`, for one file after the other.
-Then the same with a training file of 2 GB. Prints a table of medians and writes every figure to
-benchmarks/results/fetch_speed.json. Linux only: peak memory is read from /proc.
+Then the same with a training file of 2 GB. Prints a table of medians, and writes it with every
+figure to benchmarks/results/fetch_speed.md and .json. Linux only: peak memory is read from /proc.
 """
 
 import argparse
