@@ -193,6 +193,7 @@ def _distribute(
 ) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """Yield the images (S, B, H, W, C) and labels (S, B, classes) of a call, each device's own."""
     size = recipe.batch_size // strategy.num_replicas_in_sync
+    most = min(STEPS_PER_CALL, steps_per_epoch(len(split[0]), recipe.batch_size))
     parts = [
         batches(split, recipe, first_step, slice(first, first + size))
         for first in range(0, recipe.batch_size, size)
@@ -202,7 +203,7 @@ def _distribute(
         arrays = next(parts[context.replica_id_in_sync_group])
         # Where an epoch ends with fewer steps, repeats that nothing trains on fill the rest: for
         # another shape TensorFlow would build its graph again, which takes a second.
-        shapes = [(STEPS_PER_CALL, size, *array.shape[1:]) for array in arrays]
+        shapes = [(most, size, *array.shape[1:]) for array in arrays]
         with tf.device("CPU:0"):
             return tuple(map(tf.constant, map(np.resize, arrays, shapes)))
 

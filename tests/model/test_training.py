@@ -304,6 +304,7 @@ def test_devices_share_each_batch_in_their_order() -> None:
 
     for own in range(4):  # each has two images of each of the four batches of eight
         images, labels = next(training._distribute(split, recipe, Device(own), 0))
+        assert images.shape == (4, 2, 8, 8, 1)  # no more than an epoch in memory
         for batch, position in np.ndindex(4, 2):
             image, label = whole[8 * batch + 2 * own + position]
             np.testing.assert_array_equal(images[batch, position], image)
