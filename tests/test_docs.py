@@ -142,6 +142,15 @@ def test_results_give_the_recipes_that_were_measured(recipe: str) -> None:
     assert command in page
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/scale.md"])
+def test_pages_say_how_much_one_device_and_two_differ(page: str) -> None:
+    two = RESULTS["seeds-two-devices"]["runs"]
+    pairs = zip(RESULTS["seeds"]["runs"], two, strict=False)  # there are more seeds of one device
+    differences = [abs(one["test"] - other["test"]) for one, other in pairs]
+    said = f"differed by at most {max(differences):.4f} ({len(two)} seeds)"
+    assert said in " ".join(text(page).split())
+
+
 def test_determinism_compares_both_instruction_sets() -> None:
     assert RESULTS["seeds"]["machine"] == RESULTS["seeds-avx2"]["machine"]
     native, avx2 = (RESULTS[name]["summary"]["seconds"]["mean"] for name in ("seeds", "seeds-avx2"))

@@ -104,10 +104,7 @@ def run(
     inputs = _distribute(training, recipe, devices.strategy, first_step)
     train = _train_steps(model, recipe, devices.strategy)
     evaluate = _evaluation(model)
-    step = first_step
-    while step < recipe.epochs * in_epoch:
-        epoch, position = divmod(step, in_epoch)
-        steps = min(STEPS_PER_CALL, in_epoch - position)
+    for step, steps in _calls(recipe, in_epoch, first_step):
         try:
             with devices.waiting():
                 figures, rate = train(next(inputs), tf.constant(steps))
@@ -117,13 +114,13 @@ def run(
             ) from None
         losses, accuracies = figures.numpy().T / size
         _check(losses, step)
-        step += steps
-        finished = position + steps == in_epoch
+        done = step + steps
+        finished = done % in_epoch == 0
         validated = evaluate(*validation) if finished and len(validation[0]) else (None, None)
         yield Row(
-            step,
-            epoch + 1,
-            step * size,
+            done,
+            step // in_epoch + 1,
+            done * size,
             float(losses.mean()),
             float(accuracies.mean()),
             float(rate),
@@ -142,10 +139,8 @@ def batches(
     """
     images, labels = split
     size, in_epoch = recipe.batch_size, steps_per_epoch(len(images), recipe.batch_size)
-    step = first_step
-    while step < recipe.epochs * in_epoch:
+    for step, steps in _calls(recipe, in_epoch, first_step):
         epoch, position = divmod(step, in_epoch)
-        steps = min(STEPS_PER_CALL, in_epoch - position)
         if position == 0 or step == first_step:
             order = np.random.default_rng([recipe.seed, epoch, 0]).permutation(len(images))
         random = np.random.default_rng([recipe.seed, epoch, 1 + position])
@@ -158,6 +153,14 @@ def batches(
         if recipe.shift:
             batch = shift(batch, offsets[:, own].reshape(-1, 2))
         yield batch, labels[chosen]
+
+
+def _calls(recipe: Recipe, in_epoch: int, first_step: int) -> Iterator[tuple[int, int]]:
+    """Yield the first step of each call into the graph, and its number of steps."""
+    step = first_step
+    while step < recipe.epochs * in_epoch:
+        steps = min(STEPS_PER_CALL, in_epoch - step % in_epoch)
+        yield step, steps
         step += steps
 
 
