@@ -16,9 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.common import errors, files, params, paths
+from stages.common import errors, files, params, paths, tensors
 from stages.common.errors import StageError
-from stages.dataset import tensors
 from stages.figures import drawing, names
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.common import errors, files, params, paths
+from stages.common import errors, files, params, paths, tensors
 from stages.common.errors import StageError
-from stages.dataset import catalogue, idx, tensors
+from stages.dataset import catalogue, idx
 
 # Another file has another hash, and fetch accepts none but those of the catalogue.
 WRITE = f"then write them with write_idx and put size and SHA-256 into {paths.CATALOGUE}"

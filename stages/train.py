@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field
 from tqdm import tqdm
 
-from stages.common import errors, files, params, paths
+from stages.common import errors, files, params, paths, tensors
 from stages.common.errors import StageError
-from stages.dataset import tensors
 from stages.model import runtime
 from stages.model.recipe import Recipe
 

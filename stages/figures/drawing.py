@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stages.dataset import tensors
+from stages.common import tensors
 from stages.figures.names import shorten, width, wrap
 
 ROWS, COLUMNS = 2, 5  # of the grids of digits

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import Project
 
+from stages.common import tensors
 from stages.common.errors import StageError
-from stages.dataset import tensors
 
 CLASSES = ["a", "b", "c"]
 
