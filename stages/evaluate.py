@@ -1,11 +1,12 @@
 """Measure the trained network on the test images.
 
 Reads   data/tensors/test_{images,labels}.npy, data/tensors/manifest.json, data/model/model.keras
-Writes  metrics/metrics.json     accuracy, loss, counts; precision, recall and F1 of each class
+Writes  metrics/metrics.json     what people compare: accuracy, mismatch_rate, f1, loss, counts
+        metrics/per_class.csv    class, images, precision, recall, f1
         metrics/predictions.csv  index, actual, predicted, confidence of each test image
 """
 
-from typing import Any
+from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
@@ -61,33 +62,42 @@ def tabulate(
     ).rename_axis("index")
 
 
-def measure(
-    actual: NDArray[np.intp], probabilities: NDArray[np.float64], classes: list[str]
-) -> dict[str, Any]:
-    """Return what metrics.json holds, from labels (N,) and probabilities (N, classes).
+def measure_classes(
+    actual: NDArray[np.intp], predicted: NDArray[np.intp], classes: list[str]
+) -> pd.DataFrame:
+    """Return a row for each class: images, precision, recall, f1, from labels of shape (N,).
 
-    `loss` is the mean categorical cross-entropy, in nats, probabilities clipped at 1e-7 as Keras
-    does. A class without predictions has precision 0, one without images has recall 0.
+    A class without predictions has precision 0, one without images recall 0, as in scikit-learn.
     """
-    predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (actual, predicted), 1)
     hits, taken, there = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
-    per_class = {
+    figures = {
         "images": there,
         "precision": hits / np.maximum(taken, 1),
         "recall": hits / np.maximum(there, 1),
         "f1": 2 * hits / np.maximum(taken + there, 1),
     }
-    images, mismatches = len(actual), int((predicted != actual).sum())
+    return pd.DataFrame(figures, index=pd.Index(classes, name="class"))
+
+
+def measure(
+    actual: NDArray[np.intp], probabilities: NDArray[np.float64], per_class: pd.DataFrame
+) -> dict[str, float]:
+    """Return what metrics.json holds, from labels (N,), probabilities (N, classes) and classes.
+
+    `f1` is the macro average: every class counts the same, however rare. `loss` is the mean
+    categorical cross-entropy, in nats, probabilities clipped at 1e-7 as Keras does.
+    """
+    images, mismatches = len(actual), int((probabilities.argmax(axis=1) != actual).sum())
     likelihood = probabilities[np.arange(images), actual].clip(1e-7, 1 - 1e-7)
     return {
         "accuracy": (images - mismatches) / images,
         "mismatch_rate": mismatches / images,
+        "f1": float(per_class["f1"].mean()),
         "loss": float(-np.log(likelihood).mean()),
         "images": images,
         "mismatches": mismatches,
-        "per_class": pd.DataFrame(per_class, index=classes).to_dict("index"),
     }
 
 
@@ -102,12 +112,17 @@ def main() -> None:
         raise StageError(
             f"{paths.MODEL}: predicts values that are not numbers; run `dvc repro --force train`"
         )
-    metrics = measure(actual, probabilities, classes)
-
-    table = tabulate(actual, probabilities, classes)
-    with files.replacing(paths.METRICS) as summary, files.replacing(paths.PREDICTIONS) as rows:
-        files.write_json(summary, metrics)
-        table.to_csv(rows, float_format="%.6f", lineterminator="\n")
+    per_class = measure_classes(actual, probabilities.argmax(axis=1), classes)
+    metrics = measure(actual, probabilities, per_class)
+    tables = {
+        paths.PER_CLASS: per_class,
+        paths.PREDICTIONS: tabulate(actual, probabilities, classes),
+    }
+    with ExitStack() as outputs:
+        files.write_json(outputs.enter_context(files.replacing(paths.METRICS)), metrics)
+        for path, table in tables.items():
+            written = outputs.enter_context(files.replacing(path))
+            table.to_csv(written, float_format="%.6f", lineterminator="\n")
     print(
         f"test accuracy {metrics['accuracy']:.4f}: {metrics['mismatches']} of "
         f"{metrics['images']:,} misclassified, loss {metrics['loss']:.4f}"

@@ -1,5 +1,6 @@
 """The metrics, against scikit-learn on the same predictions."""
 
+import json
 import warnings
 from typing import Any
 
@@ -29,10 +30,11 @@ def predictions(images: int, classes: int, seed: int) -> tuple[Any, Any]:
 )
 def test_measures_are_those_of_scikit_learn(images: int, classes: int, seed: int) -> None:
     actual, probabilities = predictions(images, classes, seed)
-    names = [f"class {index}" for index in range(classes)]
-    measured = evaluate.measure(actual, probabilities, names)
-
     predicted = probabilities.argmax(axis=1)
+    names = [f"class {index}" for index in range(classes)]
+    per_class = evaluate.measure_classes(actual, predicted, names)
+    measured = evaluate.measure(actual, probabilities, per_class)
+
     labels = range(classes)
     assert measured["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(actual, predicted))
     assert measured["mismatch_rate"] == pytest.approx(
@@ -47,15 +49,21 @@ def test_measures_are_those_of_scikit_learn(images: int, classes: int, seed: int
         assert measured["loss"] == pytest.approx(
             sklearn_metrics.log_loss(actual, probabilities, labels=labels)
         )
+    assert measured["f1"] == pytest.approx(
+        sklearn_metrics.f1_score(actual, predicted, labels=labels, average="macro", zero_division=0)
+    )
     columns = sklearn_metrics.precision_recall_fscore_support(
         actual, predicted, labels=labels, zero_division=0
     )
     for key, values in zip(("precision", "recall", "f1", "images"), columns, strict=True):
-        assert [measured["per_class"][name][key] for name in names] == pytest.approx(list(values))
+        assert per_class[key].tolist() == pytest.approx(list(values))
+    assert per_class.index.tolist() == names
 
 
 def test_a_certain_mistake_costs_what_keras_clips_at() -> None:
-    measured = evaluate.measure(np.array([0]), np.array([[0.0, 1.0]]), ["a", "b"])
+    actual, probabilities = np.array([0]), np.array([[0.0, 1.0]])
+    per_class = evaluate.measure_classes(actual, probabilities.argmax(axis=1), ["a", "b"])
+    measured = evaluate.measure(actual, probabilities, per_class)
     assert measured["loss"] == pytest.approx(-np.log(1e-7))
     assert measured["accuracy"] == 0
 
@@ -84,6 +92,16 @@ def test_predictions_are_those_of_stock_keras(finished: Project, batch_size: int
     assert table["confidence"].to_numpy() == pytest.approx(probabilities.max(1), abs=2e-5)
     written = (finished.path / "metrics/predictions.csv").read_text().splitlines()
     assert all(len(line.rpartition(".")[2]) == 6 for line in written[1:])
+
+    per_class = pd.read_csv(finished.path / "metrics/per_class.csv", keep_default_na=False)
+    assert list(per_class) == ["class", "images", "precision", "recall", "f1"]
+    assert per_class["class"].tolist() == CLASSES
+    assert per_class["images"].tolist() == labels.sum(axis=0).tolist()
+    metrics = json.loads((finished.path / "metrics/metrics.json").read_text())
+    assert list(metrics) == ["accuracy", "mismatch_rate", "f1", "loss", "images", "mismatches"]
+    hits = (table["actual"] == table["predicted"]).sum()
+    assert (metrics["images"], metrics["mismatches"]) == (60, 60 - hits)
+    assert metrics["f1"] == pytest.approx(per_class["f1"].mean(), abs=1e-5)
 
 
 def refuses(project: Project, line: str) -> None:

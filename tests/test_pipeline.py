@@ -203,7 +203,7 @@ def test_two_runs_in_two_places_give_the_same_bytes(
     other, _ = audited
     assert (other.path / "dvc.lock").read_text() == (reproduced.path / "dvc.lock").read_text()
     committed = reproduced.git("ls-files", "metrics").split()
-    assert len(committed) == 10
+    assert len(committed) == 11
     for name in committed:
         assert (other.path / name).read_bytes() == (reproduced.path / name).read_bytes(), name
 
@@ -237,7 +237,7 @@ def test_commits_compare_in_a_clone_with_no_remote_and_no_cache(
     metrics = json.loads(clone.dvc("metrics", "diff", "HEAD~1", "--json"))
     for path, key in (
         ("metrics/metrics.json", "loss"),
-        ("metrics/metrics.json", "per_class.circle.f1"),
+        ("metrics/metrics.json", "f1"),
         ("metrics/training.json", "training.loss"),
     ):
         for revision, side in (("HEAD~1", "old"), ("HEAD", "new")):
@@ -245,6 +245,8 @@ def test_commits_compare_in_a_clone_with_no_remote_and_no_cache(
             for part in key.split("."):
                 value = value[part]
             assert metrics[path][key][side] == value
+    table = clone.dvc("metrics", "diff", "HEAD~1").strip().splitlines()
+    assert len(table) <= 11, "one screen: a heading and ten lines"
     params = json.loads(clone.dvc("params", "diff", "HEAD~1", "--json"))
     assert params == {"params.yaml": {"train.epochs": {"old": 1, "new": 2, "diff": 1}}}
     clone.dvc("plots", "diff", "HEAD~1", "--out", "comparison")
@@ -254,5 +256,12 @@ def test_commits_compare_in_a_clone_with_no_remote_and_no_cache(
             image = next((clone.path / "comparison").rglob(f"*{revision}*{figure}.png"))
             assert image.read_bytes().startswith(b"\x89PNG")
             assert os.path.relpath(image, clone.path / "comparison") in page
-    for part in ("Loss", "Accuracy", "Confusion matrix", '"rev": "HEAD~1"', '"rev": "workspace"'):
+    for part in (
+        "Loss",
+        "Accuracy",
+        "Confusion matrix",
+        "F1 of each class",
+        '"rev": "HEAD~1"',
+        '"rev": "workspace"',
+    ):
         assert part in page
