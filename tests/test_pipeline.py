@@ -186,7 +186,7 @@ def test_files_opened_are_dependencies_and_files_written_are_outputs(
     written = {path for name, kind, path in lines if (name, kind) == (stage, "written")}
     mirror = {path for path in read if path.startswith("data/mirror/")}
     assert bool(mirror) == (stage == "fetch")
-    temporary = {path for path in read if path.endswith(".tmp") or ".tmp/" in path}
+    temporary = {path for path in read if "/.tmp-" in path}
     inputs = read - mirror - temporary - written - {"params.yaml"}
     assert [path for path in inputs if not covered(path, stage)] == []
     unread = [
@@ -214,7 +214,7 @@ def test_outputs_have_the_modes_that_the_umask_asks_for(audited: tuple[Project, 
 
 
 def test_nothing_is_left_behind_and_nothing_is_out_of_date(reproduced: Project) -> None:
-    assert not list(reproduced.path.rglob("*.tmp"))
+    assert not list(reproduced.path.rglob(".tmp-*"))
     assert reproduced.git("status", "--porcelain") == ""
     assert "up to date" in reproduced.dvc("status")
 

@@ -1,18 +1,18 @@
 """How a stage ends when it does not succeed: one line for the user instead of a traceback."""
 
+import ctypes
 import errno
 import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>: the signal to get when the parent process ends
 
 _REMEDIES = {
     errno.EACCES: "check its permissions",
@@ -51,7 +51,7 @@ def run(main: Callable[[], None]) -> None:
 def catch_signals() -> None:
     """Let Ctrl-C, `kill` and a closed terminal end this process in one line, cleaned up.
 
-    So does the end of the `dvc repro` that runs this stage: DVC does not stop its stages itself.
+    On Linux, so does the end of the `dvc repro` that runs this stage: DVC stops no stage itself.
     """
     for number in SIGNALS:
         # nohup ignores SIGHUP, which we respect; a shell's & ignores SIGINT, which we do not.
@@ -59,22 +59,8 @@ def catch_signals() -> None:
             signal.signal(number, _stop)
     sys.excepthook = excepthook
     # Without DVC nobody is watched: a stage that was started with nohup outlives its shell.
-    if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_stop_after_dvc, daemon=True).start()
-
-
-def _stop_after_dvc() -> None:
-    """Stop when the process ends that runs this stage: our parent, or that of a shell between."""
-    import psutil  # like all libraries, not before signals are caught
-
-    with suppress(psutil.Error):
-        parent = psutil.Process().parent()
-        if parent and "-m stages." in " ".join(parent.cmdline()):  # a shell
-            parent = parent.parent()
-        # Not `wait`: it lasts until whoever started DVC has read all that we print.
-        while parent and parent.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.5)
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
@@ -118,7 +104,9 @@ def _exit(message: str) -> None:
 def line(message: str) -> str:
     """Return the line for an error; under DVC it says how to get back what DVC has removed."""
     stage, lock = os.environ.get("DVC_STAGE"), Path("dvc.lock")
-    if stage and lock.exists() and f"\n  {stage}:\n" in lock.read_text(encoding="utf-8"):
+    removed = stage and lock.exists() and f"\n  {stage}:\n" in lock.read_text(encoding="utf-8")
+    # `dvc exp run --temp` and the queue work in a copy: nothing is gone from the workspace.
+    if removed and ".dvc/tmp/exps" not in Path.cwd().as_posix():
         message += (
             "; DVC removed the old outputs of this stage before it ran: "
             "`git restore metrics` and `dvc checkout` bring them back"

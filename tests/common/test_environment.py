@@ -90,31 +90,26 @@ def test_a_hostile_environment_changes_no_bit(finished: Project, tmp_path: Path)
 
 
 @pytest.mark.slow
-# Batches of 20 divide all 120 training and 60 test images, batches of 7 leave a smaller last one.
-@pytest.mark.parametrize(("home", "batch_size"), [("writable", 20), ("/dev/null", 7)])
-def test_no_library_speaks(project: Project, tmp_path: Path, home: str, batch_size: int) -> None:
-    project.set_params({stage: {"batch_size": batch_size} for stage in ("train", "evaluate")})
-    env = {"HOME": str(tmp_path) if home == "writable" else home, "TMPDIR": str(tmp_path)}
-    before = set(tmp_path.iterdir())
-    for stage in STAGES:
-        status, stdout, stderr = run(project, stage, env)
-        assert (status, stderr) == (0, ""), stage
-        assert stdout.count("\n") == 1, stage
-    left = {path.name for path in set(tmp_path.iterdir()) - before}
-    assert left <= {".cache", ".config"}  # matplotlib's list of fonts, in a home that has room
-
-
-@pytest.mark.slow
-def test_names_beyond_ascii_on_an_output_of_ascii(project: Project) -> None:
+def test_no_library_speaks_on_a_terminal_of_ascii_and_without_a_home(
+    project: Project, tmp_path: Path
+) -> None:
     catalogue = project.path / "data/datasets.yaml"
     text = catalogue.read_text(encoding="utf-8")
     catalogue.write_text(
         text.replace("title: Small", "title: Kuzushi-七").replace("- circle", "- \u3042"),
         encoding="utf-8",
     )
+    # A last batch that is smaller: 120 training and 60 test images.
+    project.set_params({stage: {"batch_size": 7} for stage in ("train", "evaluate")})
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    env = {"HOME": "/dev/null", "TMPDIR": str(temporary), "PYTHONIOENCODING": "ascii"}
     for stage in STAGES:
-        status, stdout, stderr = run(project, stage, {"PYTHONIOENCODING": "ascii"})
-        # The plot may warn of a font.
-        assert (status, "Traceback" in stderr) == (0, False), stderr
+        status, stdout, stderr = run(project, stage, env)
+        assert status == 0, stderr
+        if stage != "plot":  # which may warn of a font
+            assert stderr == "", stage
+        assert stdout.count("\n") == 1, stage
         if stage == "fetch":
             assert stdout == "fetched Kuzushi-\\u4e03 from data/mirror/small/\n"
+    assert list(temporary.iterdir()) == []

@@ -99,7 +99,7 @@ def test_a_kill_in_each_stage_changes_nothing(project: Project, reproduced: Proj
     project.dvc("repro")
     lock = "dvc.lock"
     assert (project.path / lock).read_text() == (reproduced.path / lock).read_text()
-    assert not list(project.path.rglob("*.tmp"))
+    assert not list(project.path.rglob(".tmp-*"))
     project.verify()
 
 
@@ -133,7 +133,7 @@ def test_a_stage_does_not_outlive_dvc(
         kill(run)
     assert run.returncode == -number
     assert printed == f"error: stopped by SIGTERM; run it again to complete{REMEDY}"
-    assert not list(finished.path.rglob("*.tmp"))
+    assert not list(finished.path.rglob(".tmp-*"))
     get_back(finished, before)
 
 
