@@ -6,7 +6,18 @@ import unicodedata
 
 import matplotlib
 from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font, StyleFlags
+
+# matplotlib's own font, then those that are common for the scripts which it lacks.
+FAMILIES = [
+    "DejaVu Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Noto Sans",
+    "Unifont",
+    "Arial Unicode MS",
+]
 
 
 def width(text: str) -> float:
@@ -28,30 +39,25 @@ def shorten(name: str, columns: int) -> str:
 
 
 def choose_fonts(names: list[str]) -> None:
-    """Add fonts of this machine for characters that matplotlib's own font lacks.
+    """Let matplotlib fall back on other families for characters that its own font lacks.
 
     Prints a warning if there are none. Names that need no other font are drawn the same everywhere.
     """
-    default = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    lacking = {ord(character) for character in "".join(names)} - set(default.get_charmap())
-    families = ["DejaVu Sans"]
-    # The list that matplotlib keeps does not know of fonts that were installed since.
-    for path in sorted(font_manager.findSystemFonts()) if lacking else ():
-        try:
-            font = FT2Font(path)
-            found = lacking & set(font.get_charmap())
-            styled = font.style_flags & (StyleFlags.BOLD | StyleFlags.ITALIC)
-            if found and font.scalable and not styled:
-                font_manager.fontManager.addfont(path)
-                families.append(font.family_name)
+    installed = {*font_manager.get_font_names()}
+    families, lacking = [], {*map(ord, "".join(names))}
+    for family in FAMILIES:
+        if family in installed:
+            path = font_manager.findfont(family, fallback_to_default=False)
+            if found := lacking & {*font_manager.get_font(path).get_charmap()}:
+                families.append(family)
                 lacking -= found
-        except (OSError, RuntimeError):  # a font that FreeType or matplotlib cannot read
-            continue
-    matplotlib.rcParams["font.family"] = families
+    matplotlib.rcParams["font.family"] = families or FAMILIES[:1]
     if lacking:
         shown = " ".join(map(chr, sorted(lacking)[:10])) + (" ..." if len(lacking) > 10 else "")
         print(
-            f"warning: no font on this machine has {shown}: class names show boxes in the figures; "
-            "install one (Noto has all scripts), then run `dvc repro --force --single-item plot`",
+            f"warning: no font for {shown}: class names show boxes in the figures; install one of "
+            f"{', '.join(FAMILIES[1:])}, delete matplotlib's list of fonts, "
+            f"{matplotlib.get_cachedir()}/fontlist-*.json, then run "
+            "`dvc repro --force --single-item plot`",
             file=sys.stderr,
         )
