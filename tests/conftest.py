@@ -1,5 +1,6 @@
 """A small project for tests that need real Git, real DVC and the real stages."""
 
+import fcntl
 import gzip
 import hashlib
 import os
@@ -214,10 +215,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="session")
 def reproduced(template: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The small project after `dvc repro`, results committed; not to be changed."""
-    project = template.copy(tmp_path_factory.mktemp("reproduced") / "project")
-    project.dvc("repro")
-    project.commit("Results")
-    return project
+    # One run for all processes of pytest-xdist: their temporary folders are in a common one.
+    common = tmp_path_factory.getbasetemp()
+    common = common.parent if "PYTEST_XDIST_WORKER" in os.environ else common
+    with (common / "reproduced.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (common / "reproduced").exists():
+            project = template.copy(common / "running")
+            project.dvc("repro")
+            project.commit("Results")
+            project.path.rename(common / "reproduced")
+    return Project(common / "reproduced", template.env)
 
 
 @pytest.fixture
