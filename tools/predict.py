@@ -1,0 +1,128 @@
+"""Say which digits are in pictures: `python -m tools.predict PICTURE...`.
+
+Reads   the pictures, data/model/model.keras, data/tensors/manifest.json
+Prints  for each picture its path, the class, and the second guess, with their probabilities
+
+Pictures are prepared as those of MNIST were (http://yann.lecun.com/exdb/mnist): cut to the ink,
+scaled into a box of 20/28 of the network's input with the aspect kept, and put with their
+centre of mass into its middle. Before that, paper is made black and even, whatever its shadows.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+
+from stages.common import errors, params, paths, tensors
+from stages.common.errors import StageError
+from stages.common.tensors import UInt8
+from stages.evaluate import EvaluateParams
+from stages.model import runtime
+from tools.pack import Picture, read
+
+_SIDE = 256  # pixels at most while ink is looked for: enough for 20, and dust and noise go
+_CONTRAST = 24  # between ink and paper, of 255; noise and shadows on a blank sheet have up to 10
+
+
+def ink(picture: Image.Image) -> Image.Image:
+    """Return what is drawn on a grey picture, cut out: full ink is 255, and paper 0.
+
+    Raises ValueError if nothing is.
+    """
+    picture = picture.copy()
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
+    side = min(picture.size)
+    # Strokes differ from what is around them more than paper does, so they decide the skewness.
+    around = picture.filter(ImageFilter.GaussianBlur(0.3 * side))
+    if ((np.asarray(picture, float) - np.asarray(around)) ** 3).sum() < 0:
+        picture = ImageOps.invert(picture)
+    # Paper is what remains when all that is narrower than a stroke may be is taken away.
+    small = picture.copy()
+    small.thumbnail((64, 64), Image.Resampling.BOX)
+    width = max(3, min(small.size) * 2 // 5 // 2 * 2 + 1)  # odd
+    for step in (ImageFilter.MinFilter(width), ImageFilter.MaxFilter(width)):
+        small = small.filter(step)
+    paper = small.filter(ImageFilter.GaussianBlur(width / 4)).resize(picture.size)
+    pixels = np.asarray(ImageChops.subtract(picture, paper), float)
+    threshold = otsu(pixels)
+    full = pixels[pixels > threshold]
+    if not full.size or full.mean() - pixels[pixels <= threshold].mean() < _CONTRAST:
+        raise ValueError("nothing is drawn on it")
+    low, high = threshold / 2, np.median(full)
+    # Around a speck of dust there is much less ink than around a stroke.
+    mask = pixels > threshold
+    crowd = Image.fromarray(mask).convert("L").filter(ImageFilter.GaussianBlur(0.05 * side))
+    mask &= np.asarray(crowd) > 0.1 * np.asarray(crowd).max()
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    cut = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Image.fromarray((255 * (cut - low) / (high - low)).clip(0, 255).astype(np.uint8))
+
+
+def otsu(pixels: NDArray[np.float64]) -> int:
+    """Return the grey value, 0..255, that divides pixels best into two kinds (Otsu, 1979)."""
+    counts = np.bincount(pixels.astype(np.intp).ravel(), minlength=256)
+    below, sums = counts.cumsum(), (counts * np.arange(256)).cumsum()
+    above = below[-1] - below
+    between = (sums * float(below[-1]) - sums[-1] * below) ** 2 / np.maximum(below * above, 1)
+    return int(between.argmax())
+
+
+def prepare(picture: Image.Image, size: tuple[int, int]) -> UInt8:
+    """Return a grey picture as MNIST has them, of a size (height, width).
+
+    Raises ValueError if nothing is drawn on it.
+    """
+    drawn = ink(picture)
+    box = 20 / 28 * min(size)
+    scaled = ImageOps.contain(drawn, (round(box), round(box)))
+    pixels = np.asarray(scaled, float)
+    # The centre of the pixel with index 0 is at 0.5.
+    y, x = (
+        np.average(np.arange(length) + 0.5, weights=pixels.sum(axis))
+        for length, axis in zip(pixels.shape, (1, 0), strict=True)
+    )
+    canvas = Image.new("L", size[::-1])
+    canvas.paste(scaled, (round(size[1] / 2 - x), round(size[0] / 2 - y)))
+    return np.asarray(canvas)
+
+
+def main() -> None:
+    """Prepare the pictures, print a line for each."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.predict", description="say which digits are in pictures"
+    )
+    add = parser.add_argument
+    add("pictures", nargs="+", metavar="PICTURE")
+    add("--plain", action="store_true", help="only scale them, as tools.pack --size does")
+    add("--invert", action="store_true", help="with --plain: as in tools.pack")
+    given = parser.parse_args()
+    parameters = params.load("evaluate", EvaluateParams)
+    classes = tensors.read_manifest().classes
+    runtime.start(0, parameters.threads, parameters.instructions)
+    from stages.model import model_file  # TensorFlow must be set up first
+
+    model = model_file.load(paths.MODEL)
+    size = model.input_shape[1:3]
+    if model.output_shape[1] != len(classes):
+        raise StageError(
+            f"{paths.MODEL}: tells {model.output_shape[1]} classes apart, but {paths.MANIFEST} "
+            f"names {len(classes)}; run `dvc repro`"
+        )
+    for name in given.pictures:
+        picture = Picture(name, 0, Path(name))
+        if given.plain:
+            image = np.asarray(read(picture, size, given.invert))
+        else:
+            try:
+                image = prepare(read(picture), size)
+            except ValueError as error:
+                raise StageError(f"{name}: {error}; ...") from None
+        [values] = model(image[None, ..., None], training=False).numpy()
+        second, first = (f"{classes[i]} ({values[i]:.2f})" for i in values.argsort()[-2:])
+        print(f"{name}: {first}, or {second}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
