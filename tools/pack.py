@@ -87,7 +87,7 @@ def find(parent: Path, left_out: Counter[str]) -> tuple[list[str], list[Picture]
             pictures.append(Picture(str(path), classes.index(inner[0]), path))
     if empty := sorted(set(range(len(classes))) - {picture.label for picture in pictures}):
         raise StageError(
-            f"{parent / classes[empty[0]]}: has no picture; add some or delete the folder"
+            f"{parent / classes[empty[0]]}: has no picture that can be read; add some or delete it"
         )
     return classes, pictures
 
@@ -127,6 +127,8 @@ def from_folder(folder: Path, share: float, seed: int) -> Pictures:
             count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
             test += of_class[:count]
             train += of_class[count:]
+        if not test:
+            raise StageError(f"{folder}: has one picture of each class; add some to test with")
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
         print(f"left out, because hidden or no picture of a class: {kinds}")
@@ -202,8 +204,9 @@ def read(
                 image = ImageOps.pad(image, size[::-1], color=border(image))
             return ImageOps.invert(image) if invert else image
     except Exception as error:  # a damaged file makes Pillow raise almost anything
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise StageError(
-            f"{picture.name}: not a picture that can be read ({error}); replace or delete it"
+            f"{picture.name}: not a picture that can be read ({why}); replace or delete it"
         ) from None
 
 

@@ -9,6 +9,7 @@ centre of mass into its middle. Before that, paper is made black and even, whate
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,21 +76,33 @@ def prepare(picture: Image.Image, size: tuple[int, int]) -> UInt8:
     Raises ValueError if nothing is drawn on it.
     """
     drawn = ink(picture)
-    box = 20 / 28 * min(size)
-    scaled = ImageOps.contain(drawn, (round(box), round(box)))
+    scale = 20 / 28 * min(size) / max(drawn.size)
+    width, height = (max(1, round(scale * length)) for length in drawn.size)
+    scaled = drawn.resize((width, height))
     pixels = np.asarray(scaled, float)
-    # The centre of the pixel with index 0 is at 0.5.
+    # MNIST's centre is the pixel with index 14 of 28.
     y, x = (
-        np.average(np.arange(length) + 0.5, weights=pixels.sum(axis))
+        np.average(np.arange(length), weights=pixels.sum(axis))
         for length, axis in zip(pixels.shape, (1, 0), strict=True)
     )
     canvas = Image.new("L", size[::-1])
-    canvas.paste(scaled, (round(size[1] / 2 - x), round(size[0] / 2 - y)))
+    canvas.paste(scaled, (round(size[1] // 2 - x), round(size[0] // 2 - y)))
     return np.asarray(canvas)
 
 
+def load(name: str, size: tuple[int, int], plain: bool, invert: bool) -> UInt8:
+    """Return the picture in a file as the network's input; raise StageError that names the file."""
+    picture = Picture(name, 0, Path(name))
+    if plain:
+        return np.asarray(read(picture, size, invert))
+    try:
+        return prepare(read(picture), size)
+    except ValueError as error:
+        raise StageError(f"{name}: {error}; write larger or darker, or give --plain") from None
+
+
 def main() -> None:
-    """Prepare the pictures, print a line for each."""
+    """Prepare the pictures, print a line for each; a bad one does not keep others from theirs."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.predict", description="say which digits are in pictures"
     )
@@ -104,24 +117,23 @@ def main() -> None:
     from stages.model import model_file  # TensorFlow must be set up first
 
     model = model_file.load(paths.MODEL)
-    size = model.input_shape[1:3]
     if model.output_shape[1] != len(classes):
         raise StageError(
             f"{paths.MODEL}: tells {model.output_shape[1]} classes apart, but {paths.MANIFEST} "
             f"names {len(classes)}; run `dvc repro`"
         )
+    failed = False
     for name in given.pictures:
-        picture = Picture(name, 0, Path(name))
-        if given.plain:
-            image = np.asarray(read(picture, size, given.invert))
-        else:
-            try:
-                image = prepare(read(picture), size)
-            except ValueError as error:
-                raise StageError(f"{name}: {error}; ...") from None
+        try:
+            image = load(name, model.input_shape[1:3], given.plain, given.invert)
+        except StageError as error:
+            print(errors.line(str(error)), file=sys.stderr)
+            failed = True
+            continue
         [values] = model(image[None, ..., None], training=False).numpy()
         second, first = (f"{classes[i]} ({values[i]:.2f})" for i in values.argsort()[-2:])
         print(f"{name}: {first}, or {second}")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
