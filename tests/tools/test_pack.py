@@ -273,8 +273,8 @@ def test_archives_of_arrays(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
         stored = np.stack([images] * 3, axis=3)
     elif form == "names":
         labels, classes = np.array(["x", "y", "x", "a", "y"]), ["a", "x", "y"]
-    arrays = (stored[:3], labels[:3], stored[3:], labels[3:])
-    np.savez("my.npz", val_images=stored, **dict(zip(keys, arrays, strict=True)))
+    arrays: Any = zip(keys, (stored[:3], labels[:3], stored[3:], labels[3:]), strict=True)
+    np.savez("my.npz", val_images=stored, **dict(arrays))
     run(monkeypatch, "my.npz")
     numbers = [classes.index(str(label)) for label in labels.ravel()]
     for prefix, part in (("train", slice(3)), ("t10k", slice(3, 5))):

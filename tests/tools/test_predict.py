@@ -103,13 +103,14 @@ def test_box_and_centre(size: tuple[int, int], thickness: int, length: int) -> N
     ids=["white", "black", "a pixel", "a line", "noise", "shadow"],
 )
 def test_blank_sheets(sheet: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="^nothing is drawn on it$"):
+    with pytest.raises(ValueError, match=r"^nothing is drawn on it$"):
         prepare(Image.fromarray(sheet.clip(0, 255).astype(np.uint8)), (28, 28))
 
 
 def test_pictures_in_and_out(project: Project) -> None:
     def run(tool: str, *arguments: str, **options: Any) -> str:
-        return project.run(sys.executable, "-m", f"tools.{tool}", *arguments, **options)
+        command = (sys.executable, "-m", f"tools.{tool}")
+        return project.run(*command, *arguments, **options)
 
     assert run("pack", "pictures", "--name", "mine", status=1) == (
         "error: pictures: is no folder and no .npz file; give one that exists\n"
@@ -149,13 +150,14 @@ def test_pictures_in_and_out(project: Project) -> None:
     assert good.startswith(f"{files[0]}: ")
     assert [line.partition(" '")[0] for line in bad] == [
         "error: blank.png: nothing is drawn on it; write larger or darker, or give --plain",
-        "error: no.png: not a picture that can be read (No such file or directory); replace or delete it",
+        "error: no.png: not a picture that can be read (No such file or directory); replace or "
+        "delete it",
         "error: params.yaml: not a picture that can be read (cannot identify image file",
     ]
 
     manifest = project.path / "data/tensors/manifest.json"
     manifest.write_text(manifest.read_text().replace('"left"', '"left", "up"'))
     assert run("predict", files[0], status=1) == (
-        "error: data/model/model.keras: tells 2 classes apart, but data/tensors/manifest.json names "
-        "3; run `dvc repro`\n"
+        "error: data/model/model.keras: tells 2 classes apart, but data/tensors/manifest.json "
+        "names 3; run `dvc repro`\n"
     )
