@@ -17,7 +17,7 @@ from tools.predict import prepare
 DIGITS = np.frombuffer(
     gzip.decompress((ROOT / "data/mirror/mnist/t10k-images-idx3-ubyte.gz").read_bytes())[16:],
     np.uint8,
-).reshape(-1, 28, 28)[:20]
+).reshape(-1, 28, 28)[:10]
 
 
 def cut(digit: np.ndarray) -> np.ndarray:
@@ -27,24 +27,24 @@ def cut(digit: np.ndarray) -> np.ndarray:
 
 
 def photograph(digit: np.ndarray, light: Any = 220, pen: float = 0.2) -> Image.Image:
-    """Draw a digit, 200 pixels wide, off the centre of a sheet, with noise."""
-    ink = Image.new("L", (600, 800))
-    ink.paste(Image.fromarray(digit).resize((200, 200)), (350, 90))
-    noise = np.random.default_rng(0).normal(0, 4, (800, 600))
+    """Draw a digit, 90 pixels wide, off the centre of a sheet, with noise."""
+    ink = Image.new("L", (300, 400))
+    ink.paste(Image.fromarray(digit).resize((90, 90)), (170, 40))
+    noise = np.random.default_rng(0).normal(0, 4, (400, 300))
     sheet = light * (1 - np.asarray(ink) / 255 * (1 - pen)) + noise
     return Image.fromarray(sheet.clip(0, 255).astype(np.uint8))
 
 
 def shadow(digit: np.ndarray) -> Image.Image:
     """Photograph with a lamp on one side, and the edge of a shadow across the digit."""
-    y, x = np.mgrid[0:800, 0:600]
-    return photograph(digit, (130 + x / 6) * (1 - 0.35 / (1 + np.exp((y - x / 4 - 80) / 30))))
+    y, x = np.mgrid[0:400, 0:300]
+    return photograph(digit, (130 + x / 3) * (1 - 0.35 / (1 + np.exp((y - x / 4 - 40) / 15))))
 
 
 def dust(digit: np.ndarray) -> Image.Image:
     sheet = photograph(digit)
-    for x, y in ((30, 700), (100, 40), (560, 500)):
-        ImageDraw.Draw(sheet).ellipse((x, y, x + 6, y + 6), 60)
+    for x, y in ((15, 350), (50, 20), (280, 250)):
+        ImageDraw.Draw(sheet).ellipse((x, y, x + 3, y + 3), 60)
     return sheet
 
 
