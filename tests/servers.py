@@ -1,16 +1,19 @@
 """Real servers on loopback for the tests of downloads: mirrors that misbehave, and a proxy."""
 
 import contextlib
+import os
 import socket
 import ssl
 import struct
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
+import trustme
 
 
 class Request(BaseHTTPRequestHandler):
@@ -20,7 +23,7 @@ class Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.server.requests.append((time.monotonic(), self.path))
+        self.server.requests.append(self.path)
         self.server.respond(self)
 
     def do_CONNECT(self) -> None:
@@ -59,20 +62,14 @@ class Mirror(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Request)
         self.respond = respond
         self.tls = tls
-        self.requests: list[tuple[float, str]] = []  # seconds, path
-        self.connections = 0
+        self.requests: list[str] = []  # their paths
         self.closing = threading.Event()
 
     @property
     def url(self) -> str:
         return f"http{'s' if self.tls else ''}://127.0.0.1:{self.server_port}/data/"
 
-    @property
-    def times(self) -> list[float]:
-        return [when for when, _ in self.requests]
-
     def finish_request(self, request: Any, client_address: Any) -> None:
-        self.connections += 1
         if self.tls:
             request = self.tls.wrap_socket(request, server_side=True)
         with contextlib.suppress(OSError):  # the client may leave when it likes
@@ -153,6 +150,25 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(1 << 16):
             target.sendall(data)
         target.shutdown(socket.SHUT_WR)
+
+
+def separate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what the machine's own environment says of proxies, authorities and passwords."""
+    for name in os.environ:
+        if name.lower().endswith(("_proxy", "_ca_bundle")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", os.devnull)
+
+
+def serving(body: bytes = b"", status: int = 200, **headers: str) -> Callable[[Request], None]:
+    return lambda request: request.answer(body, status, **headers)
+
+
+def presenting(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    """Return what a mirror needs to serve https with a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context
 
 
 def bomb(megabytes: int) -> bytes:

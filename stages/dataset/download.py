@@ -1,144 +1,175 @@
-"""Verified files from unreliable mirrors.
+"""Verified files from unreliable mirrors: http(s) addresses and folders.
 
-A mirror is an http(s) address or a folder. Whatever it does, a file either has the size and the
-SHA-256 that the catalogue says, or an exception is raised.
+Whatever a mirror does, a file has the size and the SHA-256 that the catalogue says, or MirrorError
+says why not.
 """
 
-import asyncio
 import gzip
 import hashlib
 import io
+import socket
+import ssl
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from http.client import responses
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from stages.common.errors import StageError, hide_credentials
+import requests
+from pydantic import Field
+from requests.adapters import HTTPAdapter
+from urllib3 import exceptions
+from urllib3.util import Retry
+
+from stages.common import params
 from stages.dataset import catalogue
-from stages.dataset.web import Limits, MirrorError, Read, Web
 
-_CHUNK = 1 << 17  # bytes unpacked at a time
-_BACKOFF = 0.5  # seconds before the first retry; doubled each time
+_BLOCK = 1 << 14  # bytes that must arrive within the stall timeout
 
 
-class Downloads:
-    """Downloads of several files at once.
+class Limits(params.Section, extra="ignore"):
+    """What downloads need of the section `limits` of params.yaml; other keys are for others."""
 
-    To be made in the event loop that `fetch` runs in, and closed with `aclose`.
+    connect_timeout: float = Field(gt=0, le=600)  # seconds
+    stall_timeout: float = Field(gt=0, le=600)  # seconds
+    retries: int = Field(ge=0, le=10)
+
+
+class MirrorError(Exception):
+    """One mirror failed; if it is `dead`, it need not be asked for the other files."""
+
+    def __init__(self, reason: str, dead: bool = False) -> None:
+        super().__init__(reason)
+        self.dead = dead
+
+
+class _BrokenOffError(MirrorError):
+    """The connection ended early, which may not happen again."""
+
+
+def session(limits: Limits) -> requests.Session:
+    """Return connections for `fetch`; a mirror that says "later" is asked again."""
+    again = Retry(
+        limits.retries,
+        connect=0,
+        read=False,
+        status_forcelist=(429, 500, 502, 503, 504),
+        backoff_factor=0.5,
+        raise_on_status=False,
+        retry_after_max=int(limits.stall_timeout),
+    )
+    web = requests.Session()
+    web.headers["Accept-Encoding"] = "identity"  # the files are packed already
+    for scheme in ("http://", "https://"):
+        web.mount(scheme, HTTPAdapter(max_retries=again))
+    return web
+
+
+def fetch(
+    web: requests.Session,
+    mirror: str,
+    name: str,
+    expected: catalogue.File,
+    target: Path,
+    limits: Limits,
+    progress: Callable[[int], object],
+) -> None:
+    """Write the file that `mirror` has as `<name>.gz`, unpacked, to `target`.
+
+    `progress` is called with the number of bytes of each piece that was written.
+    Raises MirrorError if the mirror fails, and OSError if `target` cannot be written; what it
+    holds is then undefined.
     """
-
-    def __init__(self, limits: Limits, progress: Callable[[int], object]) -> None:
-        self._web = Web(limits)
-        self._retries = limits.retries
-        self._progress = progress  # told the bytes written; negative when they are discarded
-        self._loop = asyncio.get_running_loop()
-        self._closed = False
-
-    async def aclose(self) -> None:
-        """Close all connections, and let threads that unpack end soon."""
-        self._closed = True
-        await self._web.session.close()
-
-    async def fetch(
-        self, name: str, mirrors: list[str], file: catalogue.File, target: Path
-    ) -> tuple[str, dict[str, str]]:
-        """Write a file, unpacked, to `target`, from the first mirror that has `<name>.gz`.
-
-        Returns the mirror that had it, and for each mirror before that why it did not.
-        Raises StageError if none has it or if `target` cannot be written; what `target` holds is
-        then undefined.
-        """
-        failures: dict[str, str] = {}
-        for mirror in mirrors:
-            try:
-                await self._retry(mirror, name, file, target)
-            except MirrorError as error:
-                failures[mirror] = str(error)
-            except OSError as error:
-                why = f"not written: {error.strerror}; make room for it"
-                raise StageError(f"{target.parent.with_name(name)}: {why}") from None
-            else:
-                return mirror, failures
-        reasons = "; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items())
-        advice = "check the network, or put the file into a local mirror"
-        raise StageError(hide_credentials(f"{name}.gz: no mirror has it: {reasons}; {advice}"))
-
-    async def _retry(self, mirror: str, name: str, file: catalogue.File, target: Path) -> None:
-        """Try one mirror, and again, later and later, where that may help."""
-        for attempt in range(self._retries + 1):
-            try:
-                await self._attempt(mirror, name, file, target)
-            except MirrorError as error:
-                if error.wait is None or attempt == self._retries:
-                    raise
-                await asyncio.sleep(max(error.wait, _BACKOFF * 2**attempt))
-            else:
-                break
-
-    async def _attempt(self, mirror: str, name: str, file: catalogue.File, target: Path) -> None:
-        if folder := catalogue.folder(mirror):
-            with _open(folder, name) as source:
-                await asyncio.to_thread(self._write, source.read, file, target)
-        else:
-            async with self._web.open(f"{mirror.rstrip('/')}/{name}.gz") as read:
-                await asyncio.to_thread(self._write, read, file, target)
-
-    def _write(self, read: Read, expected: catalogue.File, target: Path) -> None:
-        """Unpack what `read` gives into `target` and check it, in a thread of its own."""
-        written = 0
+    if folder := catalogue.folder(mirror):
+        with _open(folder, name) as source:
+            _write(source, expected, target, progress)
+        return
+    address = f"{mirror.rstrip('/')}/{name}.gz"
+    for attempt in range(limits.retries + 1):
         try:
-            with target.open("wb") as file:
-                for chunk in _verified(read, expected):
-                    if self._closed:
-                        return  # what was read already may unpack to a thousand times as much
-                    file.write(chunk)
-                    written += len(chunk)
-                    self._loop.call_soon_threadsafe(self._progress, len(chunk))
-        except BaseException:
-            self._loop.call_soon_threadsafe(self._progress, -written)
-            raise
+            with _request(web, address, limits) as response:
+                body = io.BufferedReader(_Body(response, expected.size, limits), _BLOCK)
+                _write(body, expected, target, progress)
+            break
+        except _BrokenOffError:
+            if attempt == limits.retries:
+                raise
 
 
-def _open(folder: Path, name: str) -> BinaryIO:
-    """Open a file in a folder, packed or not."""
+def _open(folder: Path, name: str) -> io.BufferedReader:
     try:
         for path in (folder / f"{name}.gz", folder / name):
             if path.is_file():  # opening a pipe could take for ever
-                return path.open("rb", buffering=0)
-        folder.stat()
+                return path.open("rb")
+        there = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise MirrorError(error.strerror or str(error)) from None
-    raise MirrorError("no such file")
+        raise MirrorError(_words(error)) from None
+    others = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "")
+    raise MirrorError(f"no file {name}.gz or {name}, but {others or 'nothing'}")
 
 
-class _Stream(io.RawIOBase):
-    """What `read` gives as a file, but no more than `limit` bytes of it."""
+def _request(web: requests.Session, address: str, limits: Limits) -> requests.Response:
+    timeouts = (limits.connect_timeout, limits.stall_timeout)
+    try:
+        response = web.get(address, stream=True, timeout=timeouts)
+    except (OSError, ValueError, exceptions.HTTPError) as error:
+        raise _failure(error, limits) from None
+    if (status := response.status_code) != 200:
+        response.close()
+        # Our own words: the mirror's may hold anything.
+        raise MirrorError(f"HTTP {status} {responses.get(status, '')}".strip())
+    return response
 
-    def __init__(self, read: Read, limit: int) -> None:
-        self._read = read
-        self._left = limit
+
+class _Body(io.RawIOBase):
+    """The body of an answer, which must make progress and end."""
+
+    def __init__(self, response: requests.Response, size: int, limits: Limits) -> None:
+        self._response, self._limits = response, limits
+        # More than gzip makes of bytes that do not compress, even in small pieces.
+        self._left = size + size // 8 + (1 << 16)
+        self._block, self._waited = 0, 0.0  # bytes of the present block, and seconds for them
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        block = self._read(len(buffer))
-        self._left -= len(block)
+        start = time.monotonic()
+        try:
+            # Unpacked, if the server says that it has packed the archive once more.
+            piece: bytes = self._response.raw.read1(len(buffer), decode_content=True)
+        except exceptions.HTTPError as error:
+            raise _failure(error, self._limits) from None
+        self._left -= len(piece)
         if self._left < 0:
             raise MirrorError("it has far more bytes than the unpacked file should have")
-        buffer[: len(block)] = block
-        return len(block)
+        self._block += len(piece)
+        self._waited += time.monotonic() - start
+        if self._waited > self._limits.stall_timeout:
+            raise MirrorError(f"no progress in {self._limits.stall_timeout:g} s")
+        if self._block >= _BLOCK:
+            self._block, self._waited = 0, 0.0
+        buffer[: len(piece)] = piece
+        return len(piece)
 
 
-def _verified(read: Read, expected: catalogue.File) -> Iterator[bytes]:
-    """Yield what `read` gives, unpacked; in the end raise MirrorError unless it was right."""
+def _write(
+    source: "io.BufferedReader[Any]",
+    expected: catalogue.File,
+    target: Path,
+    progress: Callable[[int], object],
+) -> None:
+    """Write what `source` holds, unpacked, to `target`."""
     size, digest = 0, hashlib.sha256()
-    for chunk in _unpacked(read, expected.size):
-        size += len(chunk)
-        if size > expected.size:
-            raise MirrorError(f"unpacked, it has more than {expected.size} bytes")
-        digest.update(chunk)
-        yield chunk
+    with target.open("wb") as file:
+        for chunk in _unpacked(source):
+            size += len(chunk)
+            if size > expected.size:
+                raise MirrorError(f"unpacked, it has more than {expected.size} bytes")
+            file.write(chunk)
+            digest.update(chunk)
+            progress(len(chunk))
     if (size, found := digest.hexdigest()) != (expected.size, expected.sha256):
         raise MirrorError(
             f"unpacked, it has {size} bytes with SHA-256 {found}, "
@@ -146,22 +177,50 @@ def _verified(read: Read, expected: catalogue.File) -> Iterator[bytes]:
         )
 
 
-def _unpacked(read: Read, size: int) -> Iterator[bytes]:
-    """Yield what `read` gives, without the up to two layers of gzip that its bytes show.
-
-    Names and headers are not reliable: a server may pack the `.gz` file again, or unpack it.
-    """
-    # More than gzip makes of bytes that do not compress, even in small pieces.
-    limit = size + size // 8 + (1 << 16)
-    content = io.BufferedReader(_Stream(read, limit), _CHUNK)
+def _unpacked(source: "io.BufferedReader[Any]") -> Iterator[bytes]:
     try:
-        for _ in range(2):
-            if content.peek(1)[:1] == b"\x1f":  # an IDX file starts with 0
-                unpacked = gzip.GzipFile(fileobj=content)
-                content = io.BufferedReader(_Stream(unpacked.read, limit), _CHUNK)
-        while chunk := content.read(_CHUNK):
+        # Its bytes say whether it is packed, not its name. An IDX file starts with 0.
+        packed = source.peek(1)[:1] == b"\x1f"
+        content = gzip.GzipFile(fileobj=source) if packed else source
+        while chunk := content.read(1 << 17):
             yield chunk
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise MirrorError(f"its gzip is damaged or cut short: {error}") from None
+        raise MirrorError(f"its gzip is damaged or cut short: {_words(error)}") from None
     except OSError as error:
-        raise MirrorError(error.strerror or str(error)) from None
+        raise MirrorError(_words(error)) from None
+
+
+def _failure(error: Exception, limits: Limits) -> MirrorError:
+    """Say in a few words why a request or its answer failed."""
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    root = chain[-1]
+    if any(isinstance(link, exceptions.ProtocolError) for link in chain):
+        return _BrokenOffError(f"broke off: {_words(root)}")
+    if isinstance(error, exceptions.ReadTimeoutError):
+        return MirrorError(f"no progress in {limits.stall_timeout:g} s")
+    if isinstance(error, requests.ConnectTimeout):
+        why = f"no connection in {limits.connect_timeout:g} s"
+    elif isinstance(error, requests.Timeout):
+        why = f"no answer in {limits.stall_timeout:g} s"
+    elif isinstance(root, ssl.SSLCertVerificationError):
+        why = (
+            f"its certificate cannot be verified: {root.verify_message} "
+            "(REQUESTS_CA_BUNDLE names the file of authorities to trust)"
+        )
+    elif isinstance(error, requests.exceptions.ProxyError):
+        why = f"no connection through the proxy of the environment: {_words(root)}"
+    elif isinstance(root, socket.gaierror):
+        why = "no connection: its name cannot be resolved"
+    elif isinstance(error, requests.ConnectionError):
+        why = f"no connection: {_words(root)}"
+    else:
+        return MirrorError(f"no usable address or answer: {_words(error)}")
+    return MirrorError(why, dead=True)
+
+
+def _words(error: BaseException) -> str:
+    """Return what an error says, as part of a line: it may quote what a mirror sent."""
+    text = getattr(error, "strerror", None) or str(error)
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
