@@ -6,6 +6,7 @@ Writes  data/tensors/{train,validation,test}_images.npy   uint8 (N, height, widt
         data/tensors/manifest.json                        class names, SHA-256 of each tensor
 """
 
+import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,14 +28,12 @@ class PreprocessParams(params.Section):
     """The `preprocess` section of params.yaml."""
 
     validation_size: int = Field(ge=0)
-    max_images: int | None = Field(ge=1)
+    max_images: int = Field(ge=0)
     seed: int = Field(ge=0)
 
 
-def load_raw(
-    prefix: str, classes: int, limit: int | None
-) -> tuple[tensors.UInt8, NDArray[np.integer[Any]]]:
-    """Map the first `limit` images of `prefix`, `train` or `t10k`, and check all of them.
+def load_raw(prefix: str, classes: int) -> tuple[tensors.UInt8, NDArray[np.integer[Any]]]:
+    """Map the images of `prefix`, `train` or `t10k`, and check them.
 
     Returns images, uint8 (N, height, width), and labels, integers (N,), 0 to `classes` - 1.
     Raises StageError or IdxError that names the file, and says how to convert it.
@@ -69,7 +68,7 @@ def load_raw(
                 f"classes, 0 to {classes - 1}; add the missing names there or, if the labels count "
                 f"from 1, convert them with a - 1, {WRITE}"
             )
-    return images[:limit], labels[:limit]
+    return images, labels
 
 
 def warn_of_absent(labels: NDArray[np.integer[Any]], classes: list[str]) -> None:
@@ -86,20 +85,21 @@ def warn_of_absent(labels: NDArray[np.integer[Any]], classes: list[str]) -> None
         )
 
 
-def hold_out(labels: NDArray[np.integer[Any]], size: int, seed: int) -> NDArray[np.bool_]:
+def sample(labels: NDArray[np.integer[Any]], size: int, seed: int) -> NDArray[np.int64]:
     """Choose `size` labels at random, with the classes in the same proportions as in `labels`.
 
-    Returns a mask of shape (N,). Where the quotas are not whole, the classes with the largest
+    Returns their indices, ascending. Where the quotas are not whole, the classes with the largest
     remainders get one more (Hamilton's method).
     """
     counts = np.bincount(labels)
     quotas, remainders = np.divmod(counts * size, len(labels))
     quotas[np.argsort(-remainders, kind="stable")[: size - quotas.sum()]] += 1
     random = np.random.default_rng(seed)
-    mask = np.zeros(len(labels), dtype=np.bool_)
-    for label, quota in enumerate(quotas):
-        mask[random.permutation(np.flatnonzero(labels == label))[:quota]] = True
-    return mask
+    chosen = [
+        random.permutation(np.flatnonzero(labels == label))[:quota]
+        for label, quota in enumerate(quotas)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def main() -> None:
@@ -112,37 +112,46 @@ def main() -> None:
             raise StageError(f"{paths.RAW / raw_name}: not found; run `dvc repro preprocess`")
         catalogue.verify(paths.RAW / raw_name, pinned)
     classes = len(dataset.classes)
-    train_images, train_labels = load_raw("train", classes, settings.max_images)
-    test_images, test_labels = load_raw("t10k", classes, settings.max_images)
-    if train_images.shape[1:] != test_images.shape[1:]:
+    images, labels = load_raw("train", classes)
+    test_images, test_labels = load_raw("t10k", classes)
+    if images.shape[1:] != test_images.shape[1:]:
         raise StageError(
-            f"{paths.RAW}: training images have shape {train_images.shape[1:]}, but test images "
+            f"{paths.RAW}: training images have shape {images.shape[1:]}, but test images "
             f"{test_images.shape[1:]}; scale one to the other, {WRITE}"
         )
-    if settings.validation_size >= len(train_labels):
+    if settings.validation_size >= len(labels):
         raise StageError(
             f"{paths.PARAMS}: preprocess.validation_size must be less than the number of training "
-            f"images, {len(train_labels)}, got {settings.validation_size}"
+            f"images, {len(labels)}, got {settings.validation_size}"
         )
-    held_out = hold_out(train_labels, settings.validation_size, settings.seed)
-    warn_of_absent(train_labels[~held_out], dataset.classes)
+    used, tested = (
+        sample(all_of, min(settings.max_images or len(all_of), len(all_of)), settings.seed)
+        for all_of in (labels, test_labels)
+    )
+    # The same share of fewer images, but one at least, and one left to train on.
+    share = math.ceil(settings.validation_size * len(used) / len(labels))
+    held_out = used[sample(labels[used], min(share, len(used) - 1), settings.seed)]
+    trained = np.setdiff1d(used, held_out)
+    warn_of_absent(labels[trained], dataset.classes)
     splits = {
-        "train": (train_images, train_labels, ~held_out),
-        "validation": (train_images, train_labels, held_out),
-        "test": (test_images, test_labels, np.ones(len(test_labels), dtype=np.bool_)),
+        "train": (images, labels, trained),
+        "validation": (images, labels, held_out),
+        "test": (test_images, test_labels, tested),
     }
     one_hot = np.eye(classes, dtype=np.uint8)
 
     with ExitStack() as outputs:
         written: dict[str, Path] = {}
-        for split, (images, labels, mask) in splits.items():
+        for split, (images, labels, chosen) in splits.items():
             for name in (f"{split}_images.npy", f"{split}_labels.npy"):
                 written[name] = outputs.enter_context(files.replacing(paths.TENSORS / name))
-            tensors.write_images(written[f"{split}_images.npy"], images, np.flatnonzero(mask))
-            np.save(written[f"{split}_labels.npy"], one_hot[labels[mask]])
+            tensors.write_images(written[f"{split}_images.npy"], images, chosen)
+            np.save(written[f"{split}_labels.npy"], one_hot[labels[chosen]])
         manifest = outputs.enter_context(files.replacing(paths.MANIFEST))
         tensors.write_manifest(manifest, dataset.classes, written)
-    print(", ".join(f"{mask.sum():,} {split}" for split, (_, _, mask) in splits.items()), "images")
+    print(
+        ", ".join(f"{len(chosen):,} {split}" for split, (_, _, chosen) in splits.items()), "images"
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Project
+from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import load_yaml
 
 from stages import evaluate, plot, preprocess, train
@@ -53,7 +54,7 @@ def with_value(section: str, key: str, value: str) -> str:
         ("train.epochs", "0", "must be greater than or equal to 1, got 0"),
         ("train.seed", "-1", "must be greater than or equal to 0, got -1"),
         ("preprocess.validation_size", "-1", "must be greater than or equal to 0, got -1"),
-        ("preprocess.max_images", "0", "must be greater than or equal to 1, got 0"),
+        ("preprocess.max_images", "-1", "must be greater than or equal to 0, got -1"),
         ("preprocess.max_images", "all", "must be a valid integer, got all"),
         ("evaluate.threads", "0", "must be greater than or equal to 1, got 0"),
         ("plot.seed", "x", "must be a valid integer, got x"),
@@ -127,6 +128,21 @@ def test_values_are_read_as_dvc_reads_them(text: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(f"key: {text}\n")
     assert params.read_yaml(path) == load_yaml(path)
+
+
+def test_an_experiment_changes_one_line(tmp_path: Path) -> None:
+    """What `dvc exp run -S` does: DVC reads the file and writes it."""
+    path, text = tmp_path / "params.yaml", paths.PARAMS.read_text()
+    for section, values in params.read_yaml(paths.PARAMS).items():
+        for key, value in values.items():
+            new = f"{value}x" if isinstance(value, str) else value + 1
+            path.write_text(text)
+            apply_overrides(path, [f"{section}.{key}={new}"])
+            lines = zip(text.splitlines(), path.read_text().splitlines(), strict=True)
+            [(old, changed)] = [(before, after) for before, after in lines if before != after]
+            assert old.lstrip().startswith(f"{key}: ")
+            assert changed.partition(" #")[0].rstrip() == f"  {key}: {new}"
+            assert changed.partition(" #")[2] == old.partition(" #")[2]
 
 
 def test_a_password_in_an_address_is_not_quoted(tmp_path: Path) -> None:
