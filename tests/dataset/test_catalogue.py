@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,26 +31,28 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root that chooses `digits`; the section's other keys are not the catalogue's business."""
     (tmp_path / "params.yaml").write_text("fetch: {dataset: digits, speed: fast}\n")
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/datasets.yaml").write_text(yaml.safe_dump({"digits": ENTRY, "other": None}))
+    write(tmp_path, ENTRY)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def message(root: Path, change: Callable[[dict[str, Any]], object] | None = None) -> str:
+def write(root: Path, entry: dict[str, Any]) -> None:
+    (root / "data/datasets.yaml").write_text(yaml.safe_dump({"digits": entry, "other": None}))
+
+
+def message(root: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> str:
     """Change the entry; return why `selected` refuses it."""
-    if change:
-        entry = copy.deepcopy(ENTRY)
-        change(entry)
-        (root / "data/datasets.yaml").write_text(yaml.safe_dump({"digits": entry}))
+    entry = copy.deepcopy(ENTRY)
+    change(entry)
+    write(root, entry)
     with pytest.raises(StageError) as error:
         catalogue.selected()
     return str(error.value)
 
 
-def test_the_chosen_entry(root: Path) -> None:
-    dataset = catalogue.selected()
-    assert dataset.model_dump() == ENTRY
-    assert root / paths.CATALOGUE  # the entry `other`, which is wrong, is not looked at
+@pytest.mark.usefixtures("root")
+def test_the_chosen_entry() -> None:
+    assert catalogue.selected().model_dump() == ENTRY  # `other`, which is wrong, is not looked at
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
@@ -62,79 +63,44 @@ def test_the_catalogue_of_this_project(
     monkeypatch.setattr(paths, "CATALOGUE", ROOT / paths.CATALOGUE)
     dataset = catalogue.selected()
     assert len(dataset.classes) == 10
-    assert set(dataset.files) == set(catalogue.FILE_NAMES)
     # 60,000 and 10,000 images of 28 x 28 behind 16 bytes, labels behind 8.
-    assert [dataset.files[file].size for file in catalogue.FILE_NAMES] == [
-        16 + 60_000 * 784,
-        8 + 60_000,
-        16 + 10_000 * 784,
-        8 + 10_000,
-    ]
-
-
-def test_unknown_data_set(root: Path) -> None:
-    (root / "params.yaml").write_text("fetch: {dataset: x}\n")
-    assert message(root) == "params.yaml: fetch.dataset must be one of digits, other, got 'x'"
+    sizes = [16 + 60_000 * 784, 8 + 60_000, 16 + 10_000 * 784, 8 + 10_000]
+    assert {file: dataset.files[file].size for file in dataset.files} == dict(
+        zip(catalogue.FILE_NAMES, sizes, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "params.yaml: must be a mapping of sections, but is empty"),
+        ("fetch: {dataset: x}", "params.yaml: fetch.dataset must be one of digits, other, got 'x'"),
         ("train: {}", "params.yaml: fetch is missing"),
-        ("fetch:", "params.yaml: fetch is missing"),
         ("fetch: {}", "params.yaml: fetch.dataset is missing"),
         ("fetch: {dataset: 1}", "params.yaml: fetch.dataset must be a valid string, got 1"),
-        ("fetch: {dataset: [", "params.yaml: not valid YAML"),
-        ("fetch: {dataset: digits, dataset: other}", 'found duplicate key "dataset"; correct it'),
         ("fetch: {dataset: other}", "data/datasets.yaml: other is missing"),
     ],
 )
 def test_choice_that_is_not_valid(root: Path, text: str, why: str) -> None:
     (root / "params.yaml").write_text(text)
-    assert why in message(root)
-
-
-def test_no_catalogue(root: Path) -> None:
-    (root / "data/datasets.yaml").unlink()
-    assert "data/datasets.yaml: not found" in message(root)
+    assert message(root) == why
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "/etc/passwd", "a/b", "..", ".", "", "train-images-idx3-ubyte.gz", "other"]
+    ("text", "why"),
+    [
+        (None, ": not found; run from the root of the repository"),
+        ("digits: 1\n'digits': 2\n", ' in line 2: found duplicate key "digits"; correct it'),
+        ("? [digits]\n: 1\n", "fetch.dataset must be one of ('digits',), got 'digits'"),
+    ],
 )
-def test_file_name_with_a_path_or_not_one_of_the_four(root: Path, name: str) -> None:
-    def change(entry: dict[str, Any]) -> None:
-        entry["files"][name] = entry["files"].pop(IMAGES)
-
-    why = message(root, change)
-    assert f"data/datasets.yaml: digits.files.{name}.[key] must be '{IMAGES}', " in why
-
-
-def test_missing_file(root: Path) -> None:
-    why = message(root, lambda entry: entry["files"].pop(IMAGES))
-    assert why == f"data/datasets.yaml: digits.files.{IMAGES} is missing"
-
-
-def test_duplicate_file_names(root: Path) -> None:
+def test_catalogue_that_is_not_valid(root: Path, text: str | None, why: str) -> None:
     path = root / "data/datasets.yaml"
-    text = yaml.safe_dump({"digits": ENTRY})
-    again = f"    '{IMAGES}': {{size: 1, sha256: {SHA256}}}\n"  # quoted, yet the same key
-    path.write_text(text.replace("  files:\n", "  files:\n" + again))
-    why = message(root)
-    assert why.startswith("data/datasets.yaml: not valid YAML in line ")
-    assert why.endswith(f'found duplicate key "{IMAGES}"; correct it')
-
-
-def test_duplicate_data_sets(root: Path) -> None:
-    path = root / "data/datasets.yaml"
-    path.write_text(path.read_text() * 2)
-    assert message(root).endswith('found duplicate key "digits"; correct it')
-
-
-def test_keys_that_are_no_text(root: Path) -> None:
-    (root / "data/datasets.yaml").write_text("? [digits]\n: 1\n")
-    assert "fetch.dataset must be one of ('digits',), got 'digits'" in message(root)
+    path.unlink()
+    if text:
+        path.write_text(text)
+    with pytest.raises(StageError) as error:
+        catalogue.selected()
+    assert str(error.value).endswith(why)
 
 
 def test_merge_keys_may_be_overridden(root: Path) -> None:
@@ -143,36 +109,31 @@ def test_merge_keys_may_be_overridden(root: Path) -> None:
     assert catalogue.selected().title == "Mine"
 
 
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "", "train-images-idx3-ubyte.gz"])
+def test_file_name_with_a_path_or_not_one_of_the_four(root: Path, name: str) -> None:
+    why = message(root, lambda entry: entry["files"].update({name: entry["files"].pop(IMAGES)}))
+    assert f"data/datasets.yaml: digits.files.{name}.[key] must be '{IMAGES}', " in why
+
+
 @pytest.mark.parametrize(
-    "sha256", [SHA256[:-1], SHA256 + "0", SHA256.upper(), SHA256 + "\n", "g" * 64, "", 0, None]
+    "sha256", [SHA256[:-1], SHA256 + "0", SHA256.upper(), SHA256 + "\n", "g" * 64, 0, None]
 )
 def test_malformed_checksum(root: Path, sha256: Any) -> None:
     why = message(root, lambda entry: entry["files"][IMAGES].update(sha256=sha256))
-    assert f"data/datasets.yaml: digits.files.{IMAGES}.sha256 " in why
+    assert why.startswith(f"data/datasets.yaml: digits.files.{IMAGES}.sha256 ")
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5, "10", True, None])
+@pytest.mark.parametrize("size", [0, 1.5, "10", True, None])
 def test_malformed_size(root: Path, size: Any) -> None:
     why = message(root, lambda entry: entry["files"][IMAGES].update(size=size))
-    assert f"data/datasets.yaml: digits.files.{IMAGES}.size must be " in why
+    assert why.startswith(f"data/datasets.yaml: digits.files.{IMAGES}.size must be ")
 
 
 @pytest.mark.parametrize(
     "mirror",
     [
-        "ftp://mirror.example/",
-        "file://data/",
-        "file:data/",
-        "s3://bucket/",
-        "http://",
-        "http:///data/",
-        "https://[broken/",
-        "http://mirror.example:port/",
-        "http://mirror.example:99999/",
-        "http://mirror.example/\ndata/",
-        "http://mirror .example/",
-        "",
-        "folder\0name",
+        *("ftp://mirror.example/", "file://data/", "file:data/", "http:///data/"),
+        *("https://[broken/", "http://mirror.example/\ndata/", "", "folder\0name"),
     ],
 )
 def test_mirror_of_an_unknown_scheme_or_none(root: Path, mirror: str) -> None:
@@ -181,39 +142,15 @@ def test_mirror_of_an_unknown_scheme_or_none(root: Path, mirror: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "mirror",
-    [
-        "http://a",
-        "https://a:1/b",
-        "HTTP://a/",
-        "http://[::1]/",
-        "https://me:secret@a/",
-        "/abs",
-        "rel",
-        "../up",
-        "a b",
-        "~/scans/",
-        "$HOME/scans/",
-        "file:///data/",
-        "file:/data/",
-        "file://localhost/data/",
-    ],
-)
-def test_mirror_that_is_fine(root: Path, mirror: str) -> None:
-    entry = ENTRY | {"mirrors": [mirror]}
-    (root / "data/datasets.yaml").write_text(yaml.safe_dump({"digits": entry}))
-    assert catalogue.selected().mirrors == [mirror]
-
-
-@pytest.mark.parametrize(
-    ("mirror", "expected"),
+    ("mirror", "folder"),
     [
         ("http://a/~/$HOME/", None),
-        ("HTTPS://a/", None),
+        ("HTTP://a/", None),
+        ("http://[::1]/", None),
+        ("https://me:secret@a/", None),
         ("data/mirror", "data/mirror"),
         ("/data/a b", "/data/a b"),
         ("~/scans/", "/home/me/scans"),
-        ("$HOME/scans/", "/home/me/scans"),
         ("${HOME}/scans", "/home/me/scans"),
         ("$NOWHERE/scans", "$NOWHERE/scans"),
         ("~no-such-user/scans", "~no-such-user/scans"),
@@ -222,95 +159,70 @@ def test_mirror_that_is_fine(root: Path, mirror: str) -> None:
         ("file:/data/", "/data"),
     ],
 )
-def test_folder_of_a_mirror(
-    mirror: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+def test_mirror_that_is_fine_and_the_folder_that_it_is(
+    root: Path, mirror: str, folder: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write(root, ENTRY | {"mirrors": [mirror]})
+    assert catalogue.selected().mirrors == [mirror]
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("NOWHERE", raising=False)
-    assert catalogue.folder(mirror) == (expected and Path(expected))
+    assert catalogue.folder(mirror) == (folder and Path(folder))
 
 
 @pytest.mark.parametrize(
     "name", ["Œuf dur", "二", "क्\u200dष", "می\u200cبینم", "👩\u200d🚀", "$x$", "ß\xa0"]
 )
 def test_names_in_any_script_are_fine(root: Path, name: str) -> None:
-    entry = ENTRY | {"title": name, "classes": [name, "other"]}
-    (root / "data/datasets.yaml").write_text(yaml.safe_dump({"digits": entry}))
+    write(root, ENTRY | {"title": name, "classes": [name, "other"]})
     assert catalogue.selected().classes == [name, "other"]
 
 
 @pytest.mark.parametrize("key", ["title", "classes.1"])
 @pytest.mark.parametrize(
-    "name",
-    [
-        "two\nlines",
-        "a\ttab",
-        "\x1b[31m",
-        "a\x7f",
-        "line\u2028",
-        "\u2029",
-        "\u202eodd",
-        "\r",
-        "\ufeffa",
-    ],
+    "name", ["two\nlines", "\x1b[31m", "a\x7f", "line\u2028", "\u2029", "\u202eodd", "\ufeffa"]
 )
 def test_names_that_cannot_be_printed_in_a_line(root: Path, key: str, name: str) -> None:
     change = {"title": name} if key == "title" else {"classes": ["a", name]}
-    found = message(root, lambda entry: entry.update(change))
     why = f"must be a line of printable characters, got {name!a}"
+    found = message(root, lambda entry: entry.update(change))
     assert found == f"data/datasets.yaml: digits.{key} {why}"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("mirrors", "ftp://me:secret@mirror.example/", "digits.mirrors must be a valid list"),
-        ("mirrors", [], "digits.mirrors "),
-        ("mirrors", "data/mirror", "digits.mirrors must be a valid list"),
-        ("classes", [], "digits.classes "),
-        ("classes", ["a", "a"], "digits.classes must be distinct"),
-        ("classes", ["a", ""], "digits.classes.1 "),
-        ("classes", [0, 1], "digits.classes.0 must be a valid string, got 0"),
-        ("files", {}, f"digits.files.{IMAGES} is missing"),
-        ("files", [], "digits.files must be a valid dictionary"),
-        ("title", None, "digits.title must be a valid string"),
-        ("colour", "red", "digits.colour is not a known key"),
+        ("mirrors", "ftp://me:secret@a/", " must be a valid list, got ftp://a/"),
+        ("mirrors", [], " List should have at least 1 item after validation, not 0, got []"),
+        ("classes", [], " List should have at least 1 item after validation, not 0, got []"),
+        ("classes", ["a", "a"], " must be distinct"),
+        ("classes", ["a", ""], ".1 String should have at least 1 character, got ''"),
+        ("classes", [0, 1], ".0 must be a valid string, got 0"),
+        ("files", {}, f".{IMAGES} is missing"),
+        ("files", [], " must be a valid dictionary, got []"),
+        ("title", None, " must be a valid string, got null"),
+        ("colour", "red", " is not a known key; check its spelling"),
     ],
 )
 def test_entry_that_is_not_valid(root: Path, key: str, value: Any, why: str) -> None:
-    assert f"data/datasets.yaml: {why}" in message(root, lambda entry: entry.update({key: value}))
+    found = message(root, lambda entry: entry.update({key: value}))
+    assert found.startswith(f"data/datasets.yaml: digits.{key}{why}")
 
 
 @pytest.mark.parametrize("key", list(ENTRY))
 def test_entry_that_lacks_a_key(root: Path, key: str) -> None:
-    assert message(root, lambda entry: entry.pop(key)).endswith(f"digits.{key} is missing")
+    found = message(root, lambda entry: entry.pop(key))
+    assert found == f"data/datasets.yaml: digits.{key} is missing"
 
 
-# --- verify -----------------------------------------------------------------------------------
-
-
-def described(content: bytes) -> catalogue.File:
-    return catalogue.File(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-
-def test_verify_accepts_the_file_that_is_described(tmp_path: Path) -> None:
+def test_verify_accepts_the_file_that_is_described_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_bytes(b"right" * 100_000)
-    catalogue.verify(path, described(b"right" * 100_000))
-
-
-def test_verify_names_the_file_both_hashes_and_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"wrong")
+    right = b"right" * 100_000
+    expected = catalogue.File(size=len(right), sha256=hashlib.sha256(right).hexdigest())
+    path.write_bytes(right)
+    catalogue.verify(path, expected)
+    path.write_bytes(right[:-1])
     with pytest.raises(StageError) as error:
-        catalogue.verify(path, described(b"right"))
-    found, expected = (hashlib.sha256(text).hexdigest() for text in (b"wrong", b"right"))
+        catalogue.verify(path, expected)
+    found = hashlib.sha256(right[:-1]).hexdigest()
     advice = "delete it, then run `dvc repro --force fetch`"
-    assert str(error.value) == f"{path}: SHA-256 is {found}, not {expected}; {advice}"
-
-
-def test_verify_names_both_sizes(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"wrong size")
-    with pytest.raises(StageError, match=re.escape(f"{path}: has 10 bytes, not 5; delete it")):
-        catalogue.verify(path, described(b"right"))
+    assert str(error.value) == f"{path}: SHA-256 is {found}, not {expected.sha256}; {advice}"

@@ -86,6 +86,11 @@ def test_a_refused_connection(target: Path) -> None:
     assert failed.dead
 
 
+@pytest.mark.parametrize("address", ["http://a:99999/", "http://a b/", "http://.../"])
+def test_no_address(target: Path, address: str) -> None:
+    assert str(fault(target, address)).startswith("no usable address or answer: ")
+
+
 def test_connecting_takes_for_ever(target: Path) -> None:
     with full() as address:
         failed = fault(target, f"http://{address}/", HASTY)
