@@ -6,7 +6,9 @@ Writes  data/raw/{train-images-idx3,train-labels-idx1,t10k-images-idx3,t10k-labe
 
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -30,7 +32,7 @@ def fetch(dataset: DataSet, folder: Path, limits: Limits) -> tuple[list[str], di
     Raises StageError that names the file, and OSError if `folder` cannot be written.
     """
     total = sum(file.size for file in dataset.files.values())
-    mirrors, used, done = list(dataset.mirrors), set[str](), 0
+    mirrors, used = list(dataset.mirrors), set[str]()
     failures: dict[str, str] = {}
     with ExitStack() as stack:
         web = stack.enter_context(download.session(limits))
@@ -40,17 +42,16 @@ def fetch(dataset: DataSet, folder: Path, limits: Limits) -> tuple[list[str], di
         )
         for name, file in dataset.files.items():
             target = stack.enter_context(files.replacing(folder / name))
+            show = partial(_show, bar, bar.n)
             for mirror in mirrors.copy():
                 try:
-                    download.fetch(web, mirror, name, file, target, limits, bar.update)
+                    download.fetch(web, mirror, name, file, target, limits, show)
                 except MirrorError as error:
-                    bar.n = done
                     failures[mirror] = str(error)
                     if error.dead:
                         mirrors.remove(mirror)
                 else:
                     used.add(mirror)
-                    done += file.size
                     break
             else:
                 web_failed = any(catalogue.folder(mirror) is None for mirror in failures)
@@ -60,6 +61,10 @@ def fetch(dataset: DataSet, folder: Path, limits: Limits) -> tuple[list[str], di
                     f"a folder that {paths.CATALOGUE} lists as a mirror"
                 )
     return [mirror for mirror in dataset.mirrors if mirror in used], failures
+
+
+def _show(bar: "tqdm[NoReturn]", before: float, written: int) -> None:
+    bar.update(before + written - bar.n)  # less than 0 when a mirror has failed half-way
 
 
 def _listed(failures: dict[str, str]) -> str:

@@ -125,33 +125,6 @@ def refusing() -> str:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def forward(request: Request) -> None:
-    """Respond as a forward proxy does: absolute addresses for http, CONNECT for https."""
-    if request.command == "CONNECT":
-        host, port = request.path.split(":")
-        with socket.create_connection((host, int(port))) as upstream:
-            request.send_response(200)
-            request.end_headers()
-            back = threading.Thread(target=_pump, args=(upstream, request.connection), daemon=True)
-            back.start()
-            _pump(request.connection, upstream)
-            back.join()
-        request.close_connection = True
-        return
-    host, _, path = request.path.removeprefix("http://").partition("/")
-    with socket.create_connection((host.split(":")[0], int(host.split(":")[1]))) as upstream:
-        upstream.sendall(f"GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
-        _pump(upstream, request.connection)
-    request.close_connection = True
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
-
-
 def separate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what the machine's own environment says of proxies, authorities and passwords."""
     for name in os.environ:

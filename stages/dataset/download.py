@@ -77,7 +77,7 @@ def fetch(
 ) -> None:
     """Write the file that `mirror` has as `<name>.gz`, unpacked, to `target`.
 
-    `progress` is called with the number of bytes of each piece that was written.
+    `progress` is told again and again how many bytes are written.
     Raises MirrorError if the mirror fails, and OSError if `target` cannot be written; what it
     holds is then undefined.
     """
@@ -169,7 +169,7 @@ def _write(
                 raise MirrorError(f"unpacked, it has more than {expected.size} bytes")
             file.write(chunk)
             digest.update(chunk)
-            progress(len(chunk))
+            progress(size)
     if (size, found := digest.hexdigest()) != (expected.size, expected.sha256):
         raise MirrorError(
             f"unpacked, it has {size} bytes with SHA-256 {found}, "
