@@ -54,6 +54,7 @@ def session(limits: Limits) -> requests.Session:
         limits.retries,
         connect=0,
         read=False,
+        other=0,
         status_forcelist=(429, 500, 502, 503, 504),
         backoff_factor=0.5,
         raise_on_status=False,
