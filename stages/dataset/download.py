@@ -201,13 +201,10 @@ def _failure(error: Exception, limits: Limits) -> MirrorError:
         return _BrokenOffError(f"broke off: {_words(root)}")
     if isinstance(error, exceptions.ReadTimeoutError):
         return MirrorError(f"no progress in {limits.stall_timeout:g} s")
-    if isinstance(error, requests.Timeout):
-        connected = not isinstance(error, requests.ConnectTimeout) and "handshake" not in str(root)
-        why = (
-            f"no answer in {limits.stall_timeout:g} s"
-            if connected
-            else f"no connection in {limits.connect_timeout:g} s"
-        )
+    if isinstance(error, requests.ConnectTimeout) or "handshake operation" in str(root):
+        why = f"no connection in {limits.connect_timeout:g} s"
+    elif isinstance(error, requests.Timeout):
+        why = f"no answer in {limits.stall_timeout:g} s"
     elif isinstance(root, ssl.SSLCertVerificationError):
         why = (
             f"its certificate cannot be verified: {root.verify_message} "
