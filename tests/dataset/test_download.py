@@ -163,6 +163,7 @@ FINAL: dict[str, tuple[Callable[[Request], None], str]] = {
     "404": (serving(status=404), "HTTP 404 Not Found"),
     "206": (serving(ARCHIVE, 206), "HTTP 206 Partial Content"),
     "302 to nowhere": (serving(ARCHIVE, 302), "HTTP 302 Found"),
+    "two lengths": (serving(ARCHIVE, Content_Length="5, 6"), "Content-Length contained multiple"),
     "web page": (serving(PAGE), sha256(PAGE)),
     "nothing": (serving(b""), sha256(b"")),
     "archive of nothing": (serving(gzip.compress(b"")), sha256(b"")),
