@@ -90,28 +90,23 @@ arrays_of_all_types: st.SearchStrategy[NDArray[Any]] = arrays.arrays(
 )
 
 
-@settings(deadline=None)
-@given(arrays_of_all_types)
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, array: NDArray[Any]) -> None:
-    folder = tmp_path_factory.mktemp("round")
-    for path in (folder / "array", folder / "array.gz"):
-        write_idx(path, array)
-    assert same(read_idx(folder / "array"), array)
-    assert gzip.decompress((folder / "array.gz").read_bytes()) == (folder / "array").read_bytes()
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
 
 
 @settings(deadline=None)
 @given(arrays_of_all_types)
-def test_idx2numpy_reads_what_we_write_and_we_what_it_writes(
-    tmp_path_factory: pytest.TempPathFactory, array: NDArray[Any]
-) -> None:
-    folder = tmp_path_factory.mktemp("oracle")
-    native = array.astype(array.dtype.newbyteorder("="))
-    write_idx(folder / "ours", array)
-    assert same(idx2numpy.convert_from_file(str(folder / "ours")), array)
-    if native.size and native.ndim:  # it writes neither empty arrays nor single elements
-        idx2numpy.convert_to_file(str(folder / "theirs"), native)
-        assert same(read_idx(folder / "theirs"), array)
+def test_what_we_write_we_and_idx2numpy_read(scratch: Path, array: NDArray[Any]) -> None:
+    write_idx(scratch / "ours", array)
+    assert same(read_idx(scratch / "ours"), array)
+    assert same(idx2numpy.convert_from_file(str(scratch / "ours")), array)
+    write_idx(scratch / "ours.gz", array)
+    assert gzip.decompress((scratch / "ours.gz").read_bytes()) == (scratch / "ours").read_bytes()
+    if array.size and array.ndim:  # idx2numpy writes neither empty arrays nor single elements
+        native = array.astype(array.dtype.newbyteorder("="))
+        idx2numpy.convert_to_file(str(scratch / "theirs"), native)
+        assert same(read_idx(scratch / "theirs"), array)
 
 
 @pytest.mark.parametrize(
@@ -282,10 +277,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(st.binary(max_size=64))
-def test_any_bytes_give_an_array_or_an_idx_error(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
-    path = tmp_path_factory.mktemp("any") / "file"
+def test_any_bytes_give_an_array_or_an_idx_error(scratch: Path, content: bytes) -> None:
+    path = scratch / "any"
     path.write_bytes(b"\0\0" + content)
     try:
         array = read_idx(path)
