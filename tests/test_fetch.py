@@ -2,10 +2,8 @@
 
 import contextlib
 import gzip
-import hashlib
 import os
 import pty
-import random
 import re
 import resource
 import signal
@@ -18,59 +16,47 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, add_small_dataset
 from servers import Request, mirror, refusing, separate, serving, silent
 
 from stages import fetch
 from stages.common.errors import StageError
 from stages.dataset.catalogue import FILE_NAMES
 
-CONTENTS: dict[str, bytes] = {
-    name: bytes([0, 0, 8, 1]) + random.Random(name).randbytes(50_000) for name in FILE_NAMES
-}
 LAST = FILE_NAMES[-1]
 LIMITS = {"connect_timeout": 20, "stall_timeout": 20, "retries": 0}  # ample on a busy machine
 
 
 class Place:
-    """A folder that fetch runs in, with a catalogue of one data set and a folder that has it."""
+    """A folder that fetch runs in, with the small data set in its catalogue and in a folder."""
 
     def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.path = path
         self.capsys = capsys
         self.raw = path / "data/raw"
-        self.bundled = path / "bundled"
-        self.bundled.mkdir()
-        (path / "data").mkdir()
-        for name, content in CONTENTS.items():
-            (self.bundled / f"{name}.gz").write_bytes(gzip.compress(content))
+        self.bundled = path / "data/mirror/small"
+        add_small_dataset(path)
+        self.packed = {file.name: file.read_bytes() for file in self.bundled.iterdir()}
+        self.contents = {name: gzip.decompress(self.packed[f"{name}.gz"]) for name in FILE_NAMES}
         self.params()
-        self.mirrors("bundled/")
 
     def params(self, **sections: dict[str, Any]) -> None:
         content = {"fetch": {"dataset": "small"}, "limits": LIMITS} | sections
         (self.path / "params.yaml").write_text(yaml.safe_dump(content))
 
     def mirrors(self, *mirrors: str) -> None:
-        entry = {
-            "title": "Small",
-            "licence": "none",
-            "credit": "nobody",
-            "classes": ["a", "b"],
-            "mirrors": list(mirrors),
-            "files": {
-                name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-                for name, content in CONTENTS.items()
-            },
-        }
-        (self.path / "data/datasets.yaml").write_text(
-            yaml.safe_dump({"small": entry}, sort_keys=False)
-        )
+        path = self.path / "data/datasets.yaml"
+        catalogue = yaml.safe_load(path.read_text())
+        catalogue["small"]["mirrors"] = list(mirrors)
+        path.write_text(yaml.safe_dump(catalogue, sort_keys=False))
+
+    def respond(self, request: Request) -> None:
+        request.answer(self.packed[Path(request.path).name])
 
     def run(self) -> tuple[str, str]:
         """Fetch; return what was written to stdout and stderr."""
         fetch.main()
-        assert self.files() == CONTENTS
+        assert self.files() == self.contents
         out, err = self.capsys.readouterr()
         return out, err
 
@@ -105,33 +91,27 @@ def place(
     return Place(tmp_path, capsys)
 
 
-def respond(request: Request) -> None:
-    request.answer(gzip.compress(CONTENTS[Path(request.path).stem]))
-
-
 # --- What it writes and says -------------------------------------------------------------------
 
 
 def test_the_four_files_come_from_the_first_mirror(place: Place) -> None:
-    with mirror(respond) as good:
-        place.mirrors(good.url, "bundled/")
+    with mirror(place.respond) as good:
+        place.mirrors(good.url, "data/mirror/small/")
         assert place.run() == (f"fetched Small from {good.url}\n", "")
         assert good.requests == [f"/data/{name}.gz" for name in FILE_NAMES]
 
 
 def test_one_line_says_which_mirrors_were_used_and_why(place: Place) -> None:
-    (place.bundled / f"{LAST}.gz").unlink()
+    def lack_one(request: Request) -> None:
+        (serving(status=404) if LAST in request.path else place.respond)(request)
+
     dead = f"http://{refusing()}/"
-    with mirror(respond) as good:
-        place.mirrors(dead, "bundled/", good.url)
+    with mirror(lack_one) as good:
+        place.mirrors(dead, good.url, "data/mirror/small/", "nowhere")
         out, err = place.run()
-        assert good.requests == [f"/data/{LAST}.gz"]
-    assert out == f"fetched Small from bundled/, {good.url}\n"
-    there = ", ".join(sorted(f"{name}.gz" for name in FILE_NAMES[:3]))
-    assert err == (
-        f"using bundled/, {good.url}, because {dead}: no connection: Connection refused; "
-        f"bundled/: no file {LAST}.gz or {LAST}, but {there}\n"
-    )
+    used = f"{good.url}, data/mirror/small/"
+    why = f"{dead}: no connection: Connection refused; {good.url}: HTTP 404 Not Found"
+    assert (out, err) == (f"fetched Small from {used}\n", f"using {used}, because {why}\n")
 
 
 def test_a_mirror_that_does_not_answer_is_asked_for_one_file_alone(place: Place) -> None:
@@ -140,7 +120,7 @@ def test_a_mirror_that_does_not_answer_is_asked_for_one_file_alone(place: Place)
 
     place.params(limits=LIMITS | {"stall_timeout": 0.3})
     with mirror(hang) as mute, mirror(serving(status=404)) as empty:
-        place.mirrors(mute.url, empty.url, "bundled/")
+        place.mirrors(mute.url, empty.url, "data/mirror/small/")
         assert f"because {mute.url}: no answer in 0.3 s; {empty.url}: HTTP 404" in place.run()[1]
         assert len(mute.requests) == 1
         assert len(empty.requests) == 4  # it may have the others
@@ -153,33 +133,33 @@ def test_all_mirrors_fail(place: Place) -> None:
     for name, content in old.items():
         (place.raw / name).write_bytes(content)
     line = place.error()
-    assert f"{LAST}.gz: no mirror has it: bundled/: unpacked, it has 6 bytes" in line
+    assert f"{LAST}.gz: no mirror has it: data/mirror/small/: unpacked, it has 6 bytes" in line
     # Who has only a folder need not look at the network.
     advice = "put the file into a folder that data/datasets.yaml lists as a mirror"
     assert line.endswith(f"; {advice}")
     assert "network" not in line
     assert place.files() == old  # although three files were right
     dead = f"http://{refusing()}/"
-    place.mirrors(dead, "bundled/")
+    place.mirrors(dead, "data/mirror/small/")
     line = place.error()
-    assert f": {dead}: no connection: Connection refused; bundled/: unpacked" in line
+    assert f": {dead}: no connection: Connection refused; data/mirror/small/: unpacked" in line
     assert line.endswith(f"; check the network, or {advice}")
 
 
 def test_two_files_swapped(place: Place) -> None:
     def swap(request: Request) -> None:
-        names = dict(zip(FILE_NAMES, reversed(FILE_NAMES), strict=True))
-        request.answer(gzip.compress(CONTENTS[names[Path(request.path).stem]]))  # type: ignore[index]
+        name = Path(request.path).name.replace("t10k", "T").replace("train", "t10k")
+        request.answer(place.packed[name.replace("T", "train")])
 
     with mirror(swap) as bad:
-        place.mirrors(bad.url, "bundled/")
-        assert f"because {bad.url}: unpacked, it has 50004 bytes" in place.run()[1]
+        place.mirrors(bad.url, "data/mirror/small/")
+        assert f"because {bad.url}: unpacked, it has " in place.run()[1]
 
 
 def test_passwords_are_used_and_never_printed(place: Place) -> None:
     def after_login(request: Request) -> None:
         if request.headers["Authorization"] == "Basic bWU6c2VjcmV0":  # me:secret
-            respond(request)
+            place.respond(request)
         else:
             request.answer(status=401)
 
@@ -187,9 +167,9 @@ def test_passwords_are_used_and_never_printed(place: Place) -> None:
         address = good.url.replace("//", "//me:secret@")
         place.mirrors(address)
         assert place.run() == (f"fetched Small from {good.url}\n", "")
-    place.mirrors(address, "bundled/")  # nobody serves it any more
+    place.mirrors(address, "data/mirror/small/")  # nobody serves it any more
     why = f"{good.url}: no connection: Connection refused"
-    assert place.run()[1] == f"using bundled/, because {why}\n"
+    assert place.run()[1] == f"using data/mirror/small/, because {why}\n"
     with mirror(serving(status=302, Location="ftp://me:secret@a/")) as bad:
         place.mirrors(address, bad.url.replace("//", "//me:secret@"))
         line = place.error()
@@ -202,7 +182,7 @@ def test_passwords_are_used_and_never_printed(place: Place) -> None:
 
 def test_a_full_disk(place: Place) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENTS[LAST]) - 1, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
     try:
         with pytest.raises(OSError, match="too large") as error:
             fetch.main()
@@ -225,8 +205,12 @@ def test_links_are_replaced_and_not_written_through(place: Place) -> None:
 def test_a_bar_shows_progress_on_a_terminal_and_nothing_elsewhere(place: Place) -> None:
     terminal, stderr = pty.openpty()
     termios.tcsetwinsize(stderr, (24, 100))
-    with mirror(serving(gzip.compress(bytes(50_000)))) as bad:
-        place.mirrors(bad.url, "bundled/")
+
+    def zeros(request: Request) -> None:
+        request.answer(bytes(len(place.contents[Path(request.path).stem])))  # type: ignore[index]
+
+    with mirror(zeros) as bad:
+        place.mirrors(bad.url, "data/mirror/small/")
         with place.start(stderr=stderr) as process:
             process.wait()
         os.close(stderr)
@@ -236,11 +220,11 @@ def test_a_bar_shows_progress_on_a_terminal_and_nothing_elsewhere(place: Place) 
                 shown += piece
         os.close(terminal)
         assert b"100%|" in shown  # what the first mirror sent is taken back
-        assert b"200k/200k" in shown
+        assert b"30.5k/30.5k" in shown
         with place.start() as process:
             out, err = process.communicate()
-    assert out == "fetched Small from bundled/\n"
-    assert re.fullmatch(r"using bundled/, because http://\S+: unpacked, .+\n", err)
+    assert out == "fetched Small from data/mirror/small/\n"
+    assert re.fullmatch(r"using data/mirror/small/, because http://\S+: unpacked, .+\n", err)
 
 
 @pytest.mark.slow  # starts Python
@@ -249,7 +233,7 @@ def test_ctrl_c_ends_it_in_one_line_and_the_next_run_completes(place: Place) -> 
         if LAST in request.path:
             request.answer(bytes(30_000), Content_Length="1000000")
             request.sleep(60)
-        respond(request)
+        place.respond(request)
 
     with mirror(hang) as slow:
         for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
@@ -268,7 +252,7 @@ def test_ctrl_c_ends_it_in_one_line_and_the_next_run_completes(place: Place) -> 
                 assert err == "error: interrupted; run it again to complete\n"
                 assert place.files() == {}
             slow.requests.clear()
-    place.mirrors("bundled/")
+    place.mirrors("data/mirror/small/")
     place.run()
 
 
@@ -297,10 +281,10 @@ def test_limits_are_validated_before_any_work(
 
 def test_extreme_limits_work(place: Place) -> None:
     with silent() as address:
-        place.mirrors(f"http://{address}/", "bundled/")
+        place.mirrors(f"http://{address}/", "data/mirror/small/")
         place.params(limits={"connect_timeout": 1e-300, "stall_timeout": 1e-300, "retries": 10})
         assert " in 1e-300 s" in place.run()[1]
-    with mirror(respond) as good:
+    with mirror(place.respond) as good:
         place.mirrors(good.url)
         place.params(limits={"connect_timeout": 600, "stall_timeout": 600, "retries": 10})
         place.run()
