@@ -190,6 +190,10 @@ def test_a_quick_try_of_data_that_are_sorted_by_class(place: Place) -> None:
         found = [image.tobytes() for image in place.load(f"{split}_images")]
         assert [known[image] for image in found] == labels.tolist()
         assert len(set(found)) == len(labels)
+    first = place.load("test_images")
+    place.params(max_images=30, seed=1)
+    place.run()
+    assert (first != place.load("test_images")).any()
 
 
 @pytest.mark.parametrize("dtype", ["int16", "int32"])

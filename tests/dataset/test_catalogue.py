@@ -220,9 +220,10 @@ def test_verify_accepts_the_file_that_is_described_and_no_other(tmp_path: Path) 
     expected = catalogue.File(size=len(right), sha256=hashlib.sha256(right).hexdigest())
     path.write_bytes(right)
     catalogue.verify(path, expected)
-    path.write_bytes(right[:-1])
+    wrong = right[:-1] + b"x"
+    path.write_bytes(wrong)
     with pytest.raises(StageError) as error:
         catalogue.verify(path, expected)
-    found = hashlib.sha256(right[:-1]).hexdigest()
+    found = hashlib.sha256(wrong).hexdigest()
     advice = "delete it, then run `dvc repro --force fetch`"
     assert str(error.value) == f"{path}: SHA-256 is {found}, not {expected.sha256}; {advice}"
