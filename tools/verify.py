@@ -71,11 +71,27 @@ def state_of_objects(output: Output, store: HashFileDB) -> State:
     return state
 
 
+def state_in_remote(output: Output, remote: HashFileDB) -> State:
+    """Hash the objects of an output in a remote; remove those that are damaged.
+
+    DVC takes all files of a folder for sent if the folder's own object is there. So this goes, too,
+    if a file is damaged or missing.
+    """
+    state, key = state_of_objects(output, remote), output.hash_info.value
+    if output.hash_info.isdir and state is not State.SOUND and remote.exists(key):
+        remote.delete(key)
+        return State.DAMAGED
+    return state
+
+
 def touch(output: Output) -> None:
     """Give an output the time of now, so that DVC hashes it again."""
     path = Path(output.fs_path)
     for file in path.rglob("*") if path.is_dir() else [path]:
-        os.utime(file)
+        if file.exists():
+            os.utime(file)
+        else:  # a link to an object that was damaged
+            file.unlink()
 
 
 def verify_local(repo: Repo) -> list[str]:
@@ -109,7 +125,7 @@ def verify_remote(repo: Repo) -> list[str]:
         f"{output}: damaged in the remote; removed there"
         for output, state in examine(
             (output for output in repo.index.outs if output.hash_info and output.use_cache),
-            lambda output: state_of_objects(output, remote),
+            lambda output: state_in_remote(output, remote),
         )
         if state is State.DAMAGED
     ]
