@@ -71,9 +71,10 @@ NO_GIT := error: not a Git repository, which DVC needs: clone the project, or ru
 
 # What a team needs; docs/team.md shows when.
 
-BASE ?= origin/main
+# The branch that the clone came with.
+BASE ?= $(shell git rev-parse --abbrev-ref origin/HEAD)
 
-.PHONY: verify verify-remote hooks experiments smoke locked pushed report
+.PHONY: verify verify-remote hooks smoke line-endings locked pushed report
 
 verify: .venv/pipeline.stamp  ## check the bytes of workspace and cache, repair what can be
 	@python -m tools.verify
@@ -81,23 +82,28 @@ verify: .venv/pipeline.stamp  ## check the bytes of workspace and cache, repair 
 verify-remote: .venv/pipeline.stamp  ## check the bytes of the remote, remove what is damaged
 	@python -m tools.verify --remote
 
-hooks: .venv/pipeline.stamp  ## let Git run DVC on commit, push and checkout
-	@grep -qs 'dvc git-hook' $(HOOKS) || dvc install
-	@for hook in $(HOOKS); do \
-	    text=$$(sed 's|^exec dvc|PATH=".venv/bin:$$PATH" exec dvc|' "$$hook") && \
-	    echo "$$text" >"$$hook" || exit; done
-	@echo 'Git runs "dvc status" on commit, "dvc checkout" on checkout, "dvc push" on push'
-
-HOOKS = $(addprefix $(shell git rev-parse --git-path hooks)/,pre-commit pre-push post-checkout)
-
-experiments: .venv/pipeline.stamp  ## compare experiments: the columns that differ and matter
-	@dvc exp show --no-pager --only-changed --hide-workspace \
-	    --drop 'Created|State|Executor|(data|metrics|stages)/|^(training|per_class)\.|.*loss|accuracy|mismatch|.*lock$$'
+hooks: .venv/tests.stamp  ## let Git run ruff and DVC on commit, push and checkout
+	@[ -z "$$(git rev-parse --show-prefix)" ] || { echo 'error: hooks run for a whole repository, and' \
+	    "this is a folder of $$(git rev-parse --show-toplevel): run \`dvc checkout\` after" \
+	    '`git checkout` and `dvc push` before `git push` yourself' >&2; exit 1; }
+	@! path=$$(git config core.hooksPath) || { echo "error: core.hooksPath is set, so Git takes its" \
+	    "hooks from $$path: remove that setting, or add the lines of docs/team.md to the hooks there" >&2; exit 1; }
+	@pre-commit install --allow-missing-config
 
 smoke: .venv/pipeline.stamp  ## run all stages on a few images, in a temporary folder
 	dvc exp run --temp -S preprocess.max_images=2000 -S preprocess.validation_size=200
 
-locked: .venv/pipeline.stamp  ## fail unless dvc.lock matches code and parameters; needs no data
+# DVC hashes what is in the folder, everybody else gets what is in Git.
+line-endings:  ## fail if lines end in another way than in Git
+	@files=$$(git ls-files --eol | awk -F '\t' '/^i\/lf *w\/(crlf|mixed)/ { printf " %s", $$2 }'); \
+	[ -z "$$files" ] || { echo "error:$$files: lines end in CR LF here, but in LF in Git, so dvc.lock" \
+	    "would match nowhere else: run \`git add$$files && rm$$files && git restore$$files\`," \
+	    'then `dvc repro`' >&2; exit 1; }
+
+locked: .venv/pipeline.stamp line-endings  ## fail unless dvc.lock matches what Git has; needs no data
+	@files=$$(git ls-files --others --exclude-from=.dvcignore stages | tr '\n' ' '); \
+	[ -z "$$files" ] || { echo "error: $${files% }: not in Git, but DVC hashes it: run" \
+	    "\`git add\` or \`rm\`, then \`dvc repro\`" >&2; exit 1; }
 	@dvc repro --dry --allow-missing | tee /dev/stderr | grep -q 'up to date' || \
 	    { echo 'error: dvc.lock does not match; run `dvc repro` and commit' >&2; exit 1; }
 
