@@ -32,20 +32,19 @@ def test_nothing_that_make_3_81_or_the_tools_of_macos_lack() -> None:
     assert re.findall(newer, MAKEFILE, re.MULTILINE) == []
 
 
-@pytest.mark.slow
-def test_an_archive_without_git_says_what_to_do_and_that_helps(project: Project) -> None:
-    shutil.rmtree(project.path / ".git")
-    printed = project.run("make", "repro", status=2)
+def test_an_archive_without_git_says_what_to_do_and_that_helps(finished: Project) -> None:
+    shutil.rmtree(finished.path / ".git")
+    printed = finished.run("make", "repro", status=2)
     line = (
         "error: not a Git repository, which DVC needs: clone the project, or run "
         "`git init && git add .` here first"
     )
     assert printed.splitlines()[0] == line
-    assert not (project.path / ".venv").exists()
+    assert not (finished.path / ".venv").exists()
     [remedy] = re.findall("`(.*)`", line)
-    project.run("sh", "-c", remedy)
-    project.run("make", "-o", ".venv/pipeline.stamp", "repro")
-    assert (project.path / "metrics/metrics.json").is_file()
+    finished.run("sh", "-c", remedy)
+    printed = finished.run("make", "-o", ".venv/pipeline.stamp", "repro")
+    assert "up to date" in printed
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.14"])
