@@ -13,8 +13,10 @@ from conftest import Project
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium"),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed"),
 ]
+
+TITLES = ("Loss", "Accuracy", "Learning rate", "F1 of each class", "Confusion matrix")
 
 # A browser draws on a canvas, which a test cannot read: ask for SVG, and for the images' sizes.
 OBSERVER = """
@@ -86,11 +88,11 @@ def test_curves_matrix_and_images_are_drawn_without_a_network(compared: Project)
     dom = open_page(page)
     plots = {}
     for svg in re.findall(r"<svg.*?</svg>", dom, re.DOTALL):
-        for title in ("Loss", "Accuracy", "Learning rate", "Confusion matrix"):
+        for title in TITLES:
             if f">{title}</text>" in svg:
                 assert title not in plots  # declared twice, it would be drawn twice
                 plots[title] = svg
-    assert len(plots) == 4
+    assert set(plots) == set(TITLES)
 
     for title, series in (("Loss", "loss"), ("Accuracy", "accuracy")):
         assert points(plots[title], series) == sorted(
@@ -122,6 +124,8 @@ def test_curves_matrix_and_images_are_drawn_without_a_network(compared: Project)
 def test_without_the_library_the_page_says_what_is_missing(compared: Project) -> None:
     compared.dvc("plots", "diff", "HEAD")
     dom = open_page(compared.path / "dvc_plots/index.html")
-    assert dom.count("This curve needs a network, or a copy of DVC's plotting library: ") == 4
+    assert dom.count("This curve needs a network, or a copy of DVC's plotting library: ") == len(
+        TITLES
+    )
     assert "cdn.jsdelivr.net" in dom  # it was tried
     assert len(re.findall("<img ", dom)) == 2 * 5
