@@ -91,7 +91,7 @@ hooks: .venv/tests.stamp  ## let Git run ruff and DVC on commit, push and checko
 	@pre-commit install --allow-missing-config
 
 smoke: .venv/pipeline.stamp  ## run all stages on a few images, in a temporary folder
-	dvc exp run --temp -S preprocess.max_images=2000 -S preprocess.validation_size=200
+	dvc exp run --temp -S preprocess.max_images=2000
 
 # DVC hashes what is in the folder, everybody else gets what is in Git.
 line-endings:  ## fail if lines end in another way than in Git

@@ -83,13 +83,11 @@ def test_a_temporary_folder_has_what_an_experiment_needs(project: Project, tmp_p
     clone.git("checkout", "-q", "--detach")
     makefile = clone.path / "Makefile"
     text = makefile.read_text()  # the small data set is smaller still
-    makefile.write_text(
-        text.replace("max_images=2000", "max_images=90").replace("size=200", "size=20")
-    )
+    makefile.write_text(text.replace("max_images=2000", "max_images=90"))
     clone.git("commit", "-qam", "Fewer")
     printed = clone.run(*MAKE, "smoke")
     for stage in ("fetch", "preprocess", "train", "evaluate", "plot"):
         assert f"Running stage '{stage}'" in printed
-    assert "70 train, 20 validation, 60 test images" in printed
+    assert "72 train, 18 validation, 60 test images" in printed
     assert not (clone.path / "data/model").exists()
     assert clone.git("status", "--porcelain") == ""
