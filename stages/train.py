@@ -2,40 +2,49 @@
 
 Reads   data/tensors/{train,validation}_{images,labels}.npy, data/tensors/manifest.json
 Writes  data/model/model.keras   the trained network with its optimizer, as stock Keras loads it
-        metrics/history.csv      loss and accuracy along the way
-        metrics/training.json    final loss and accuracy on training and validation images
+        metrics/history.csv      loss and accuracy along the way, row by row
+        metrics/training.json    loss and accuracy of that network on training and validation images
         data/checkpoints/        while it trains, if train.checkpoint_every is not 0
 """
 
-import csv
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
+import stages
 from stages.common import errors, files, params, paths, tensors
 from stages.common.errors import StageError
 from stages.model import runtime
-from stages.model.recipe import Recipe
 
 if TYPE_CHECKING:
     import keras
 
-    from stages.model import checkpoints, devices, training
+    from stages.model import batches, devices
 
 NETWORK = "stages/model/network.py"
-SECONDS_BETWEEN_LINES = 10
 
 
-class TrainParams(Recipe):
-    """The `train` section of params.yaml: the recipe, the network's momentum, and where to run."""
+class TrainParams(params.Section):
+    """The `train` section of params.yaml, whose comments say what each of them does."""
 
+    seed: int = Field(ge=0, lt=2**32)
+    epochs: int = Field(ge=1, le=10**6)
+    batch_size: int = Field(ge=2)  # on all devices together
+    learning_rate: float = Field(ge=1e-30, le=1e30)  # float32
+    warmup: float = Field(ge=0, lt=1)
     momentum: float = Field(ge=0, lt=1)
+    label_smoothing: float = Field(ge=0, lt=1)
+    shift: int = Field(ge=0, le=8)
+    distortion: float = Field(ge=0, le=0.5)
+    patience: int = Field(ge=0)
+    precision: Literal["float32", "mixed_bfloat16"]
     threads: int = Field(ge=1, le=256)
     instructions: runtime.Instructions
     strategy: Literal["auto", "single", "mirrored", "multi_worker"]
@@ -45,23 +54,23 @@ class TrainParams(Recipe):
 class Limits(params.Section, extra="ignore"):
     """What training reads of the `limits` section of params.yaml."""
 
-    worker_timeout: float = Field(gt=0, le=86400)  # seconds
+    worker_timeout: float = Field(ge=1, le=86400)  # seconds
 
 
 class Run(NamedTuple):
-    """A training that is set up. Drawing its rows is what trains the model."""
+    """A training that is set up."""
 
     model: "keras.Model"
     devices: "devices.Devices"
-    checkpoints: "checkpoints.Checkpoints"
-    history: list["training.Row"]  # until the checkpoint that it goes on from
-    rows: Iterator["training.Row"]  # from there on
-    images: int  # seen by the end
+    batches: "batches.Batches"
+    validation: tuple[tensors.UInt8, tensors.UInt8]
+    checkpoint: Path
 
 
-def load(parameters: TrainParams) -> tuple["training.Split", "training.Split"]:
-    """Map the training and the validation tensors; raise StageError if they cannot train."""
+def load(parameters: TrainParams) -> tuple[tuple[tensors.UInt8, tensors.UInt8], ...]:
+    """Map the images and labels for training and for validation; raise StageError if they cannot train."""
     images, labels = tensors.load("train")
+    validation = tensors.load("validation")
     if len(images) < parameters.batch_size:
         raise StageError(
             f"{paths.PARAMS}: train.batch_size is {parameters.batch_size}, but there are only "
@@ -72,11 +81,16 @@ def load(parameters: TrainParams) -> tuple["training.Split", "training.Split"]:
             f"{paths.TENSORS}/train_labels.npy: all images are of one class; "
             "raise preprocess.max_images"
         )
-    return (images, labels), tensors.load("validation")
+    if parameters.patience and not len(validation[0]):
+        raise StageError(
+            f"{paths.PARAMS}: train.patience is {parameters.patience}, but there are no validation "
+            "images to tell when to stop; set preprocess.validation_size, or train.patience to 0"
+        )
+    return (images, labels), validation
 
 
 def start(parameters: TrainParams, timeout: float) -> Run:
-    """Set up the training of a new network, or of the one in a checkpoint.
+    """Set up a training: its data, devices and network.
 
     `timeout` is how many seconds to wait for other workers. Raises StageError.
     """
@@ -85,36 +99,60 @@ def start(parameters: TrainParams, timeout: float) -> Run:
             f"{paths.PARAMS}: train.precision must be float32 where train.instructions is avx2, "
             f"which has no bfloat16; got {parameters.precision}"
         )
-    train_split, validation_split = load(parameters)
+    (images, labels), validation = load(parameters)
     runtime.start(parameters.seed, parameters.threads, parameters.instructions)
     # Imported here, because TensorFlow takes seconds and must be set up first.
-    from stages.model import checkpoints, devices, identity, network, training
+    import keras
 
-    versions = identity.versions(parameters)
-    kept = {"checkpoints": checkpoints.present()} if parameters.checkpoint_every else {}
-    found = devices.start(parameters.strategy, versions | kept, timeout)
-    if parameters.precision == "mixed_bfloat16" and not runtime.has_fast_bfloat16():
-        print(
-            "warning: this CPU has no fast bfloat16: train.precision float32 is faster here",
-            file=sys.stderr,
-        )
-    replicas = found.strategy.num_replicas_in_sync
-    if parameters.batch_size % replicas:
+    from stages.model import batches, devices, network, training
+
+    if parameters.checkpoint_every % training.STEPS_PER_CALL:
         raise StageError(
-            f"{paths.PARAMS}: train.batch_size is {parameters.batch_size}, which {replicas} "
-            f"devices cannot share equally; make it a multiple of {replicas}"
+            f"{paths.PARAMS}: train.checkpoint_every is {parameters.checkpoint_every}; it must be "
+            f"a multiple of {training.STEPS_PER_CALL}, the steps that are taken at once, or 0"
         )
-    images, labels = train_split
+    found = devices.start(parameters.strategy, parameters.batch_size, timeout)
+    hashes = versions(parameters)
+    number = found.strategy.num_replicas_in_sync
+    name = hashlib.sha256(f"{hashes} {number}".encode()).hexdigest()[:16]
+    checkpoint = paths.CHECKPOINTS / f"{name}.npz"
+    if parameters.checkpoint_every and checkpoint.exists():
+        hashes["checkpoint"] = tensors.sha256(checkpoint)
+    found.compare(hashes)
+    keras.config.set_dtype_policy(parameters.precision)
+    data = batches.Batches(
+        images,
+        labels,
+        parameters.batch_size,
+        parameters.seed,
+        parameters.shift,
+        parameters.distortion,
+    )
     with found.strategy.scope():
         model = build(network.build, images.shape[1:], labels.shape[1], parameters.momentum)
-        training.compile_model(model, parameters, len(images))
-    versions["devices"] = str(replicas)
-    saved = checkpoints.Checkpoints(model, versions, parameters.checkpoint_every)
-    history = saved.restore()
-    first_step = history[-1].step if history else 0
-    rows = training.run(model, train_split, validation_split, parameters, found, first_step)
-    total = training.images_to_see(parameters, len(images))
-    return Run(model, found, saved, history, rows, total)
+        training.compile_model(
+            model,
+            parameters.epochs * data.in_epoch,
+            parameters.learning_rate,
+            parameters.warmup,
+            parameters.label_smoothing,
+        )
+    return Run(model, found, data, validation, checkpoint)
+
+
+def versions(parameters: TrainParams) -> dict[str, str]:
+    """Return the SHA-256 of all that decides the result: the code, the parameters, the tensors.
+
+    `checkpoint_every` is left out, because it changes no result.
+    """
+    libraries = [metadata.version(name) for name in ("keras", "numpy", "tensorflow")]
+    code = sorted(Path(stages.__path__[0]).rglob("*.py"))
+    texts = {
+        "code": "\n".join([*libraries, *(file.read_text("utf-8") for file in code)]),
+        "parameters": parameters.model_dump_json(exclude={"checkpoint_every"}),
+        "tensors": paths.MANIFEST.read_text("utf-8"),  # which has the hash of each tensor
+    }
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def build(
@@ -139,67 +177,61 @@ def build(
             f"{NETWORK}: the last layer gives {model.output_shape[1:]} for an image; it must give "
             f"({classes},), a probability for each class"
         )
+    noise = np.random.default_rng(0).integers(0, 256, (8, *image_shape), np.uint8)
+    outputs = model(noise, training=False).numpy()
+    if outputs.dtype != np.float32:
+        raise StageError(
+            f'{NETWORK}: the last layer gives {outputs.dtype}; give it dtype="float32"'
+        )
+    if outputs.min() < 0 or not np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
+        raise StageError(
+            f"{NETWORK}: the last layer gives {outputs[0].min():.3g} to {outputs[0].max():.3g} for "
+            'an image of noise, which are no probabilities; give it activation="softmax"'
+        )
     return model
 
 
-def progress(
-    rows: Iterable["training.Row"], images: int, before: int = 0
-) -> Iterator["training.Row"]:
-    """Pass the rows on and show the progress from `before` to `images` images on stderr.
-
-    A bar on a terminal, elsewhere a line every `SECONDS_BETWEEN_LINES` at most.
-    """
-    beginning = spoke = time.monotonic()
-    with tqdm(total=images, initial=before, desc="train", unit=" images", disable=None) as bar:
-        for row in rows:
-            bar.set_postfix(loss=f"{row.loss:.4f}", accuracy=f"{row.accuracy:.4f}", refresh=False)
-            bar.update(row.images_seen - bar.n if not bar.disable else 0)
-            now = time.monotonic()
-            if bar.disable and now - spoke > SECONDS_BETWEEN_LINES:
-                spoke, rate = now, (row.images_seen - before) / (now - beginning)
-                print(
-                    f"train: {row.images_seen:,} of {images:,} images, loss {row.loss:.4f}, "
-                    f"accuracy {row.accuracy:.4f}, {rate:,.0f} images/s, "
-                    f"{(images - row.images_seen) / rate:.0f} s left",
-                    file=sys.stderr,
-                )
-            yield row
-
-
-def write_history(path: Path, rows: list["training.Row"]) -> None:
-    """Write the rows as CSV: six significant digits, empty where there is no figure."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(rows[0]._fields)
-        for row in rows:
-            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
-
-
 def main() -> None:
-    """Check the tensors, train, write the model, its history and its final figures."""
+    """Check the tensors, train, write the model, its history and its figures."""
     parameters = params.load("train", TrainParams)
     run = start(parameters, params.load("limits", Limits).worker_timeout)
-    from stages.model import model_file, training
+    from stages.model import callbacks, model_file, training
 
-    if run.devices.worker:  # the first worker shows the progress and writes
-        images = max((row.images_seen for row in run.rows), default=run.images)
-        print(f"worker {run.devices.worker} of {run.devices.workers}: trained on {images:,} images")
-        return
-    before = 0
-    if run.history:
-        before = run.history[-1].images_seen
-        print(
-            f"train: resumes from the checkpoint after step {run.history[-1].step}", file=sys.stderr
+    chief = run.devices.worker == 0  # which shows the progress and writes
+    history = callbacks.History(paths.HISTORY, parameters.batch_size)
+    images = parameters.epochs * run.batches.in_epoch * parameters.batch_size
+    bar = tqdm(total=images, desc="train", unit=" images", disable=None if chief else True)
+    watching = [
+        *callbacks.patience(parameters.patience),
+        *callbacks.callbacks(),
+        callbacks.FiniteLoss(),
+        *([history] if chief else []),
+    ]
+    # Behind those that it saves.
+    every = parameters.checkpoint_every
+    watching.append(callbacks.Checkpoints(run.checkpoint, every, history, watching, chief))
+    watching.append(callbacks.Progress(bar, parameters.batch_size))
+    with bar, run.devices.together():
+        training.train(
+            run.model,
+            run.batches,
+            run.validation,
+            parameters.epochs,
+            run.devices.strategy,
+            watching,
         )
-    rows = progress(run.checkpoints.save(run.rows), run.images, before)
-    history = [*run.history, *rows]
-    figures = training.final_figures(history)
-
+    if not chief:
+        steps = callbacks.steps_done(run.model)
+        print(
+            f"worker {run.devices.worker} of {run.devices.workers}: "
+            f"trained on {steps * parameters.batch_size:,} images"
+        )
+        return
+    figures = history.summary(callbacks.epoch_kept(watching, history))
     with ExitStack() as outputs:
         model_file.save(run.model, outputs.enter_context(files.replacing(paths.MODEL)))
-        write_history(outputs.enter_context(files.replacing(paths.HISTORY)), history)
         files.write_json(outputs.enter_context(files.replacing(paths.TRAINING)), figures)
-    run.checkpoints.remove()
+    run.checkpoint.unlink(missing_ok=True)
     parts = (
         f"{split} accuracy {values['accuracy']:.4f}, loss {values['loss']:.4f}"
         for split, values in figures.items()

@@ -25,6 +25,7 @@ PARAMS: dict[str, Any] = {
     "label_smoothing": 0.1,
     "shift": 1,
     "distortion": 0.1,
+    "patience": 0,
     "precision": "float32",
     "threads": 2,
     "instructions": "native",

@@ -1,7 +1,4 @@
-"""A model to train with: the same layers and variables, computed faster and in less precision."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""A model to train with: the same layers and variables, computed faster."""
 
 import keras
 import tensorflow as tf
@@ -58,20 +55,3 @@ def _fused(layer: layers.Layer) -> layers.Layer:
     special = layer.renorm or layer.synchronized or not (layer.center and layer.scale)
     fusible = layer.trainable and not special and layer.axis in (-1, rank - 1)
     return FusedBatchNormalization(layer) if fusible else layer
-
-
-@contextmanager
-def computing_in(precision: str, model: keras.Model) -> Iterator[None]:
-    """Let all layers of `model` but the last compute in `precision`, a policy of Keras'.
-
-    Variables stay float32, and so do the probabilities: a loss of rounded ones would be coarse.
-    """
-    parts = [part for layer in model.layers[:-1] for part in layer._flatten_layers()]
-    policies = [part.dtype_policy for part in parts]
-    for part in parts:
-        part.dtype_policy = precision
-    try:
-        yield
-    finally:
-        for part, policy in zip(parts, policies, strict=True):
-            part.dtype_policy = policy

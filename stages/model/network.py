@@ -22,5 +22,6 @@ def build(image_shape: tuple[int, int, int], classes: int, momentum: float = 0.9
     x = layers.Flatten(name="flatten")(x)
     x = layers.BatchNormalization(momentum=momentum, name="norm3")(x)
     x = layers.Dense(64, name="dense")(x)
-    digit = layers.Dense(classes, activation="softmax", name="digit")(x)
+    # Probabilities in float32, whatever `train.precision` is: rounded, their loss would be coarse.
+    digit = layers.Dense(classes, activation="softmax", dtype="float32", name="digit")(x)
     return keras.Model(image, digit, name="digits")
