@@ -5,6 +5,9 @@ Writes  data/model/model.keras   the trained network with its optimizer, as stoc
         metrics/history.csv      loss and accuracy along the way, row by row
         metrics/training.json    loss and accuracy of that network on training and validation images
         data/checkpoints/        while it trains, if train.checkpoint_every is not 0
+
+The loop is `train` in stages/model/training.py; what is compiled there trains. Your own callbacks
+go into `callbacks` in stages/model/callbacks.py.
 """
 
 import hashlib
@@ -37,7 +40,7 @@ class TrainParams(params.Section):
     seed: int = Field(ge=0, lt=2**32)
     epochs: int = Field(ge=1, le=10**6)
     batch_size: int = Field(ge=2)  # on all devices together
-    learning_rate: float = Field(ge=1e-30, le=1e30)  # float32
+    learning_rate: float = Field(gt=0, le=1e30)  # as a float32
     warmup: float = Field(ge=0, lt=1)
     momentum: float = Field(ge=0, lt=1)
     label_smoothing: float = Field(ge=0, lt=1)
@@ -68,7 +71,7 @@ class Run(NamedTuple):
 
 
 def load(parameters: TrainParams) -> tuple[tuple[tensors.UInt8, tensors.UInt8], ...]:
-    """Map the images and labels for training and for validation; raise StageError if they cannot train."""
+    """Map images and labels, for training and validation; raise StageError if they cannot train."""
     images, labels = tensors.load("train")
     validation = tensors.load("validation")
     if len(images) < parameters.batch_size:
@@ -116,9 +119,8 @@ def start(parameters: TrainParams, timeout: float) -> Run:
     number = found.strategy.num_replicas_in_sync
     name = hashlib.sha256(f"{hashes} {number}".encode()).hexdigest()[:16]
     checkpoint = paths.CHECKPOINTS / f"{name}.npz"
-    if parameters.checkpoint_every and checkpoint.exists():
-        hashes["checkpoint"] = tensors.sha256(checkpoint)
-    found.compare(hashes)
+    resumes = parameters.checkpoint_every and checkpoint.exists()
+    found.compare(hashes | {"checkpoint": tensors.sha256(checkpoint) if resumes else "0"})
     keras.config.set_dtype_policy(parameters.precision)
     data = batches.Batches(
         images,
@@ -130,6 +132,7 @@ def start(parameters: TrainParams, timeout: float) -> Run:
     )
     with found.strategy.scope():
         model = build(network.build, images.shape[1:], labels.shape[1], parameters.momentum)
+        check_probabilities(model, images[:8])
         training.compile_model(
             model,
             parameters.epochs * data.in_epoch,
@@ -177,8 +180,12 @@ def build(
             f"{NETWORK}: the last layer gives {model.output_shape[1:]} for an image; it must give "
             f"({classes},), a probability for each class"
         )
-    noise = np.random.default_rng(0).integers(0, 256, (8, *image_shape), np.uint8)
-    outputs = model(noise, training=False).numpy()
+    return model
+
+
+def check_probabilities(model: "keras.Model", images: tensors.UInt8) -> None:
+    """Raise StageError if `model` gives anything but probabilities, in float32, for `images`."""
+    outputs = model(images, training=False).numpy()
     if outputs.dtype != np.float32:
         raise StageError(
             f'{NETWORK}: the last layer gives {outputs.dtype}; give it dtype="float32"'
@@ -186,9 +193,8 @@ def build(
     if outputs.min() < 0 or not np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
         raise StageError(
             f"{NETWORK}: the last layer gives {outputs[0].min():.3g} to {outputs[0].max():.3g} for "
-            'an image of noise, which are no probabilities; give it activation="softmax"'
+            'an image, which are no probabilities; give it activation="softmax"'
         )
-    return model
 
 
 def main() -> None:
@@ -200,7 +206,7 @@ def main() -> None:
     chief = run.devices.worker == 0  # which shows the progress and writes
     history = callbacks.History(paths.HISTORY, parameters.batch_size)
     images = parameters.epochs * run.batches.in_epoch * parameters.batch_size
-    bar = tqdm(total=images, desc="train", unit=" images", disable=None if chief else True)
+    bar = tqdm(total=images, desc="train", unit=" images", disable=not chief or None)
     watching = [
         *callbacks.patience(parameters.patience),
         *callbacks.callbacks(),

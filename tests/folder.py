@@ -54,11 +54,13 @@ class Folder:
             yaml.safe_dump({"train": section, "limits": self.limits})
         )
 
-    def write_tensors(self, train_labels: Any, classes: int = 3, size: int = 8) -> None:
-        """Write random training images with these labels (modulo `classes`), 9 for validation."""
+    def write_tensors(
+        self, train_labels: Any, classes: int = 3, size: int = 8, validation: int = 9
+    ) -> None:
+        """Write random images: for training with these labels (modulo `classes`)."""
         random = np.random.default_rng(0)
         folder = self.path / "data/tensors"
-        for split, labels in (("train", train_labels), ("validation", range(9))):
+        for split, labels in (("train", train_labels), ("validation", range(validation))):
             one_hot = np.eye(classes, dtype=np.uint8)[np.array(labels, dtype=int) % classes]
             images = random.integers(0, 256, (len(labels), size, size, 1), dtype=np.uint8)
             np.save(folder / f"{split}_images.npy", images)

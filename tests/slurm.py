@@ -15,7 +15,8 @@ from conftest import Project
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "ip", "nsenter", "unshare")
 CONTROLLER = "10.213.77.1"
-MACHINES = {"n1": "10.213.77.11", "n2": "10.213.77.12"}
+# In the order of their numbers, as Slurm has it: not in that of their letters.
+MACHINES = {"n9": "10.213.77.11", "n10": "10.213.77.12"}
 
 CONFIG = """
 ClusterName=digits

@@ -2,10 +2,10 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
 from folder import OUTPUTS, PARAMS, Folder
 
 from stages import train
+from stages.common import params, paths
 from stages.common.errors import StageError
-from stages.model import checkpoints, devices, network, runtime, training
+from stages.model import callbacks, network, runtime, training
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 @pytest.mark.slow
-def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(
+def test_outputs_are_whole_and_the_same_bits_on_one_core(
     folder: Folder, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     status, shown = folder.run_on_a_terminal()
@@ -46,12 +46,6 @@ def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(
     )
     first = folder.outputs()
     assert tuple(first) == OUTPUTS
-
-    killed = subprocess.Popen(folder.command, cwd=folder.path, env=folder.environment)
-    time.sleep(4)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert {name: folder.outputs()[name] for name in OUTPUTS} == first
 
     os.truncate(folder.path / OUTPUTS[1], 10)
     # With half of the cores, and with threads and settings that TensorFlow and Keras would take
@@ -71,7 +65,6 @@ def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(
     assert model.input_shape == (None, 8, 8, 1)
     assert int(model.optimizer.iterations.numpy()) == 6
     history = pd.read_csv(folder.path / OUTPUTS[1])
-    assert list(history.columns) == list(training.Row._fields)
     assert history[["step", "epoch", "images_seen"]].to_numpy().tolist() == [[6, 1, 24]]
     figures = json.loads((folder.path / OUTPUTS[2]).read_text())
     assert figures["validation"]["loss"] == pytest.approx(history.validation_loss[0], rel=1e-5)
@@ -82,35 +75,61 @@ def test_outputs_are_whole_and_the_same_bits_on_one_core_and_after_a_kill(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("instructions", ["avx2", "native"])
-def test_instructions_are_those_asked_for_whatever_the_environment_says(
-    folder: Folder, instructions: str
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
+    tmp_path: Path, number: signal.Signals
 ) -> None:
-    folder.write_params(instructions=instructions)
-    # oneDNN says once up to which instructions it goes.
-    folder.environment |= {"ONEDNN_VERBOSE": "1", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-    result = folder.run()
-    (used,) = re.findall(r"isa:(.*)", result.stdout)
-    assert used == "Intel AVX2" if instructions == "avx2" else "SSE" not in used
+    folders = []
+    for name in ("killed", "undisturbed"):
+        folder = Folder(tmp_path / name)
+        folder.write_tensors(range(140))  # 35 steps an epoch
+        folder.write_params(epochs=12, checkpoint_every=20, patience=9)
+        folders.append(folder)
+    killed, undisturbed = folders
+    with subprocess.Popen(
+        killed.command, cwd=killed.path, env=killed.environment, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        # In the second epoch, whose validation has decided what is the best so far.
+        history = killed.path / OUTPUTS[1]
+        while not history.exists() or "\n60,2," not in history.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+    assert process.returncode != 0
+    assert len(history.read_text().splitlines()) > 2  # it grew while it trained
+    assert not (killed.path / OUTPUTS[0]).exists()
+
+    resumed, whole = killed.run(), undisturbed.run()
+    assert resumed.returncode == whole.returncode == 0
+    assert whole.stderr == ""
+    (line,) = resumed.stderr.splitlines()
+    assert line.startswith("train: resumes from the checkpoint after step ")
+    assert killed.outputs() == undisturbed.outputs()  # no checkpoint is left either
+    assert {*killed.outputs()} == {*OUTPUTS}
+
+
+# In this process, where TensorFlow runs already.
+
+
+@pytest.fixture
+def here(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+    monkeypatch.chdir(folder.path)
+    monkeypatch.setattr(runtime, "start", lambda seed, *_: keras.utils.set_random_seed(seed))
+    yield folder
+    keras.config.set_dtype_policy("float32")
 
 
 def refuses(folder: Folder, *wanted: str) -> None:
-    """Check that the stage ends in one error line with these words and replaces nothing."""
-    for name in OUTPUTS:
-        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder.path / name).write_text("of the run before")
+    """Check that the stage raises one StageError with these words and writes nothing."""
     before = folder.outputs()
-    result = folder.run()
-    assert result.returncode == 1
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
+    with pytest.raises(StageError) as caught:
+        train.main()
     for words in wanted:
-        assert words in line
+        assert words in str(caught.value)
     assert folder.outputs() == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -122,201 +141,204 @@ def refuses(folder: Folder, *wanted: str) -> None:
         ({"epochs": True}, "train.epochs must be a valid integer, got true"),
         ({"learning_rate": float("nan")}, "train.learning_rate must be a finite number, got .nan"),
         ({"learning_rate": 0.0}, "train.learning_rate must be greater than 0, got 0.0"),
+        ({"learning_rate": 1e39}, "train.learning_rate must be less than or equal to 1"),
         ({"warmup": 1.0}, "train.warmup must be less than 1, got 1.0"),
+        ({"patience": -1}, "train.patience must be greater than or equal to 0, got -1"),
         ({"precision": "float16"}, "train.precision must be 'float32' or 'mixed_bfloat16', got"),
-        (
-            {"precision": "mixed_bfloat16", "instructions": "avx2"},
-            "train.precision must be float32 where train.instructions is avx2",
-        ),
-        ({"instructions": "avx"}, "train.instructions must be 'native' or 'avx2', got avx"),
         ({"seed": -1}, "train.seed must be greater than or equal to 0, got -1"),
+        ({"seed": 2**32}, "train.seed must be less than 4294967296, got 4294967296"),
+        ({"checkpoint_every": 30}, "train.checkpoint_every is 30; it must be a multiple of 20"),
     ],
 )
-def test_wrong_parameters(folder: Folder, changes: dict[str, Any], words: str) -> None:
-    folder.write_params(**changes)
-    refuses(folder, "params.yaml: ", words)
+def test_wrong_parameters(here: Folder, changes: dict[str, Any], words: str) -> None:
+    here.write_params(**changes)
+    refuses(here, "params.yaml: ", words)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_fewer_images_than_a_batch(folder: Folder, count: int) -> None:
-    folder.write_tensors(range(count))
-    refuses(folder, "train.batch_size is 4", f"{count} training images")
+@pytest.mark.parametrize("seconds", [0.5, 1e6])
+def test_a_wait_that_cannot_be(here: Folder, seconds: float) -> None:
+    here.limits["worker_timeout"] = seconds
+    here.write_params()
+    refuses(here, "params.yaml: limits.worker_timeout must be ")
 
 
-@pytest.mark.slow
-def test_one_class_only(folder: Folder) -> None:
-    folder.write_tensors([2] * 12)
-    refuses(folder, "data/tensors/train_labels.npy", "one class")
+@pytest.mark.parametrize("count", [0, 3])
+def test_fewer_images_than_a_batch(here: Folder, count: int) -> None:
+    here.write_tensors(range(count))
+    refuses(here, "train.batch_size is 4", f"{count} training images")
 
 
-@pytest.mark.slow
-def test_images_too_small_for_two_poolings(folder: Folder) -> None:
-    folder.write_tensors(range(8), size=3)
-    refuses(
-        folder,
-        "stages/model/network.py: the network pools the images in ",
-        "of 3x3 pixels, down to nothing",
-    )
+def test_one_class_only(here: Folder) -> None:
+    here.write_tensors([2] * 12)
+    refuses(here, "data/tensors/train_labels.npy", "one class")
+    here.write_tensors([0, 1] * 6, classes=2)
+    assert len(train.load(train.TrainParams(**PARAMS))[0][0]) == 12
 
 
-def test_a_network_without_a_place_for_each_class() -> None:
-    def too_few(shape: tuple[int, int, int], classes: int, momentum: float) -> keras.Model:
-        return network.build(shape, classes - 1, momentum)
-
-    with pytest.raises(StageError, match=r"network.py: the last layer gives \(9,\) for an image"):
-        train.build(too_few, (8, 8, 1), 10, momentum=0.9)
+def test_patience_without_images_to_validate(here: Folder) -> None:
+    here.write_params(patience=2)
+    here.write_tensors(range(26), validation=0)
+    refuses(here, "train.patience is 2, but there are no validation images", "validation_size")
 
 
-@pytest.mark.slow
-def test_damaged_tensors(folder: Folder) -> None:
-    path = folder.path / "data/tensors/train_images.npy"
+def test_damaged_tensors(here: Folder) -> None:
+    path = here.path / "data/tensors/train_images.npy"
     os.truncate(path, path.stat().st_size - 1)
-    refuses(folder, "data/tensors/train_images.npy")
+    refuses(here, "data/tensors/train_images.npy")
+
+
+Network = Callable[[tuple[int, int, int], int, float], keras.Model]
+
+
+def ending_in(**settings: Any) -> Network:
+    """Return a network whose last layer is another one."""
+
+    def build(shape: tuple[int, int, int], classes: int, _: float) -> keras.Model:
+        image = keras.Input(shape, name="image")
+        x = keras.layers.Flatten(name="flat")(image)
+        last = {"units": classes, "name": "digit", "dtype": "float32"} | settings
+        return keras.Model(image, keras.layers.Dense(**last)(x))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "the last layer gives -"),
+        ({"activation": "sigmoid"}, 'no probabilities; give it activation="softmax"'),
+        ({"activation": "relu"}, 'no probabilities; give it activation="softmax"'),
+        ({"activation": "softmax", "dtype": None}, 'gives bfloat16; give it dtype="float32"'),
+        ({"activation": "softmax", "units": 9}, "the last layer gives (9,) for an image; it must"),
+    ],
+)
+def test_a_last_layer_that_gives_no_probabilities(
+    here: Folder, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: str
+) -> None:
+    here.write_params(precision="mixed_bfloat16")
+    monkeypatch.setattr(network, "build", ending_in(**settings))
+    refuses(here, "stages/model/network.py: ", words)
+
+
+def test_images_too_small_for_two_poolings(here: Folder) -> None:
+    here.write_tensors(range(8), size=3)
+    refuses(here, "stages/model/network.py: the network pools the images in ", "of 3x3 pixels")
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number(folder: Folder) -> None:
-    folder.write_params(learning_rate=1e30, warmup=0.0)
-    refuses(folder, "loss became", "at step", "train.learning_rate")
+def test_a_loss_that_is_no_number_leaves_the_history_alone(here: Folder) -> None:
+    here.write_params(learning_rate=1e30, warmup=0.0)
+    with pytest.raises(StageError, match=r"the loss became (nan|inf) by step 6; .*learning_rate"):
+        train.main()
+    assert {*here.outputs()} == {OUTPUTS[1]}
 
 
 @pytest.mark.slow
-def test_no_validation_images_leave_its_figures_out(folder: Folder) -> None:
-    (rows,) = [[training.Row(2, 1, 8, 0.123456789, 0.5, 0.01, None, None)]]
-    path = folder.path / "history.csv"
-    train.write_history(path, rows)
-    assert path.read_bytes().split(b"\n") == [
-        b"step,epoch,images_seen,loss,accuracy,learning_rate,validation_loss,validation_accuracy",
-        b"2,1,8,0.123457,0.5,0.01,,",
-        b"",
-    ]
-
-
-def test_without_a_terminal_a_line_every_ten_seconds(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_patience_stops_and_saves_the_best(
+    here: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    rows = [training.Row(n, 1, 100 * n, 0.5, 0.25, 0.01, None, None) for n in range(1, 9)]
-    assert list(train.progress(rows, images=1000)) == rows
-    assert capfd.readouterr().err.splitlines() == [
-        "train: 300 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 28 s left",
-        "train: 600 of 1,000 images, loss 0.5000, accuracy 0.2500, 25 images/s, 16 s left",
-    ]
-
-
-def test_progress_of_a_resumed_training_counts_from_there(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    rows = [training.Row(6, 1, 600, 0.5, 0.25, 0.01, None, None)]
-    assert list(train.progress(rows, images=1000, before=400)) == rows
-    assert capfd.readouterr().err == (
-        "train: 600 of 1,000 images, loss 0.5000, accuracy 0.2500, 10 images/s, 40 s left\n"
+    here.write_params(patience=2, epochs=40, learning_rate=0.05, warmup=0.0)
+    train.main()
+    history = pd.read_csv(here.path / OUTPUTS[1])
+    losses = history["validation_loss"].tolist()  # a row an epoch: it has six steps
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 3 < 40
+    figures = json.loads((here.path / OUTPUTS[2]).read_text())
+    assert figures["validation"]["loss"] == pytest.approx(losses[best], rel=1e-5)
+    assert figures["training"]["loss"] == pytest.approx(history["loss"][best], rel=1e-5)
+    assert f"loss {losses[best]:.4f}" in capsys.readouterr().out
+    model = keras.models.load_model(here.path / OUTPUTS[0])
+    images, labels = (
+        np.load(here.path / f"data/tensors/validation_{kind}.npy") for kind in ("images", "labels")
     )
+    found = model.evaluate(images, labels.astype(np.float32), verbose=0, return_dict=True)
+    assert found["cross_entropy"] == pytest.approx(losses[best], rel=1e-4)
 
 
 class Setup:
-    """What `train.start` hands on, when it is called in this process."""
+    """What `train.main` hands to the loop."""
 
-    def __init__(self, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.versions: list[dict[str, str]] = []
-        self.first_steps: list[int] = []
-        self.history: list[training.Row] = []
-        monkeypatch.chdir(folder.path)
-        # TensorFlow runs already, on one device of this process.
-        monkeypatch.setattr(runtime, "start", lambda *_: None)
-        monkeypatch.setattr(devices, "start", self._devices)
-        monkeypatch.setattr(checkpoints, "Checkpoints", self._checkpoints)
-        monkeypatch.setattr(training, "run", self._run)
+    def __init__(self, here: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.here = here
+        monkeypatch.setattr(training, "train", self._train)
 
-    def _devices(self, _: str, versions: dict[str, str], __: float) -> devices.Devices:
-        self.versions.append(dict(versions))
-        return devices.Devices(tf.distribute.get_strategy())
+    def _train(self, *arguments: Any) -> None:
+        self.model, self.batches, self.validation, self.epochs, _, self.callbacks = arguments
+        raise KeyboardInterrupt
 
-    def _checkpoints(self, _: keras.Model, versions: dict[str, str], every: int) -> Any:
-        self.versions.append(dict(versions))
-        assert every == self.parameters.checkpoint_every
+    def start(self, **changes: Any) -> Any:
+        self.here.write_params(**changes)
+        with pytest.raises(KeyboardInterrupt):
+            train.main()
         return self
-
-    def restore(self) -> list[training.Row]:
-        return self.history
-
-    def _run(self, *arguments: Any) -> Any:
-        self.first_steps.append(arguments[-1])
-        return iter(())
-
-    def start(self, **changes: Any) -> train.Run:
-        self.parameters = train.TrainParams(**PARAMS | changes)
-        return train.start(self.parameters, timeout=1)
 
 
 @pytest.fixture
-def setup(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Setup:
-    return Setup(folder, monkeypatch)
+def setup(here: Folder, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    return Setup(here, monkeypatch)
 
 
-def test_the_setup_is_what_the_parameters_say(setup: Setup) -> None:
-    run = setup.start(momentum=0.75, epochs=2)
-    assert [run.model.get_layer(f"norm{n}").momentum for n in (1, 2, 3)] == [0.75] * 3
-    assert run.images == 48
-    assert setup.first_steps == [0]
-    setup.history = [training.Row(5, 1, 20, 0.5, 0.25, 0.01, None, None)]
-    assert setup.start().history == setup.history
-    assert setup.first_steps == [0, 5]
-
-
-def test_the_setup_tells_checkpoints_and_workers_all_that_decides_the_result(setup: Setup) -> None:
-    kept = Path("data/checkpoints/abc/ckpt-100.index")
-    kept.parent.mkdir(parents=True)
-    kept.touch()
-    setup.start(checkpoint_every=0)
-    setup.start(checkpoint_every=100)
-    workers, first, compared, second = setup.versions
-    assert set(workers) == {"code", "parameters", "tensors"}
-    # The devices share a batch, so their number decides how it is normalised.
-    assert first == second == workers | {"devices": "1"}
-    assert str(kept) in compared.pop("checkpoints")
-    assert compared == workers
-
-
-@pytest.mark.parametrize(("fast", "warned"), [(True, False), (False, True)])
-def test_the_setup_warns_where_bfloat16_is_slow(
-    setup: Setup,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    fast: bool,
-    warned: bool,
+def test_the_setup_is_what_the_parameters_say(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "has_fast_bfloat16", lambda: fast)
-    setup.start(precision="float32")
-    assert capsys.readouterr().err == ""
-    setup.start(precision="mixed_bfloat16")
-    assert ("warning: this CPU has no fast bfloat16" in capsys.readouterr().err) == warned
+    own = keras.callbacks.TerminateOnNaN()
+    monkeypatch.setattr(callbacks, "callbacks", lambda: [own])
+    found = setup.start(momentum=0.75, epochs=2, label_smoothing=0.3, learning_rate=0.5, warmup=0.5)
+    assert [found.model.get_layer(f"norm{n}").momentum for n in (1, 2, 3)] == [0.75] * 3
+    assert found.model.loss.label_smoothing == 0.3
+    schedule = found.model.optimizer.get_config()["learning_rate"]["config"]
+    assert (schedule["warmup_target"], schedule["warmup_steps"]) == (0.5, 6)
+    assert schedule["decay_steps"] == 6
+    batches = found.batches
+    assert (batches.size, batches.seed, batches.shift, batches.distortion) == (4, 1, 1, 0.1)
+    assert (found.epochs, len(found.validation[0])) == (2, 9)
+    assert own in found.callbacks
+    kinds = [type(callback) for callback in found.callbacks]
+    assert keras.callbacks.EarlyStopping not in kinds
+    assert {layer.dtype_policy.name for layer in found.model.layers} == {"float32"}
+
+    found = setup.start(patience=7, precision="mixed_bfloat16")
+    stopping = found.callbacks[0]
+    assert (stopping.patience, stopping.restore_best_weights) == (7, True)
+    policies = {layer.name: layer.dtype_policy.name for layer in found.model.layers}
+    assert policies["conv1"] == policies["norm1"] == policies["dense"] == "mixed_bfloat16"
+    assert policies["digit"] == "float32"
 
 
-def test_the_setup_refuses_what_cannot_train(setup: Setup, folder: Folder) -> None:
-    with pytest.raises(StageError, match=r"train.precision must be float32 where .* is avx2"):
-        setup.start(precision="mixed_bfloat16", instructions="avx2")
-    folder.write_tensors([2] * 12)
-    with pytest.raises(StageError, match=r"train_labels.npy: all images are of one class"):
-        setup.start()
+def test_bfloat16_needs_instructions_that_have_it(here: Folder) -> None:
+    here.write_params(precision="mixed_bfloat16", instructions="avx2")
+    refuses(here, "train.precision must be float32 where train.instructions is avx2")
 
 
-def test_a_batch_of_all_images_is_as_large_as_it_can_be(setup: Setup, folder: Folder) -> None:
-    folder.write_tensors(range(8))
-    assert setup.start(batch_size=8).images == 8
-    with pytest.raises(StageError, match=r"train.batch_size is 9, but there are only 8 training"):
-        setup.start(batch_size=9)
-
-
-def test_a_worker_that_resumes_at_the_end_has_nothing_left_to_do(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_checkpoint_is_of_all_that_decides_the_result(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    second = devices.Devices(tf.distribute.get_strategy(), worker=1, workers=2)
-    monkeypatch.setattr(devices, "start", lambda *_: second)
-    setup.parameters = train.TrainParams(**PARAMS)
-    train.main()
-    assert capsys.readouterr().out == "worker 1 of 2: trained on 24 images\n"
+    monkeypatch.setattr(network, "build", ending_in(activation="softmax"))
+
+    def name(**changes: Any) -> Path:
+        return next(
+            c._file for c in setup.start(**changes).callbacks if type(c) is callbacks.Checkpoints
+        )
+
+    first = name()
+    assert first.parent == paths.CHECKPOINTS
+    assert name(checkpoint_every=40) == first
+    others = {name(seed=2), name(epochs=2), name(strategy="single")}
+    setup.here.write_tensors(range(27))
+    others.add(name())
+    setup.here.write_tensors(range(26))
+    assert name() == first
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "new.py").write_text("1")
+    monkeypatch.setattr(train.stages, "__path__", [str(code)])
+    others.add(name())
+    (code / "new.py").write_text("2")
+    others.add(name())
+    monkeypatch.setattr(train.metadata, "version", lambda _: "0.1")
+    others.add(name())
+    assert len(others | {first}) == 8
+
+
+def test_every_parameter_is_in_the_file() -> None:
+    assert params.load("train", train.TrainParams, Path(__file__).parents[1] / "params.yaml")

@@ -15,7 +15,16 @@ from tqdm import tqdm
 from stages.common import files
 from stages.common.errors import StageError
 
-Logs: TypeAlias = dict[str, Any] | None
+Logs: TypeAlias = dict[str, Any]
+
+# Columns of history.csv, and what Keras calls them.
+FIGURES = {
+    "loss": "cross_entropy",
+    "accuracy": "accuracy",
+    "learning_rate": "learning_rate",
+    "validation_loss": "val_cross_entropy",
+    "validation_accuracy": "val_accuracy",
+}
 
 
 def callbacks() -> list[keras.callbacks.Callback]:
@@ -48,9 +57,8 @@ def steps_done(model: keras.Model) -> int:
 class FiniteLoss(keras.callbacks.Callback):  # type: ignore[misc] # Keras has no types
     """Ends a training whose loss is no finite number: nothing good comes after that."""
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Raise StageError."""
-        loss = (logs or {})["loss"]
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        loss = logs["loss"]
         if not math.isfinite(loss):
             raise StageError(
                 f"the loss became {loss} by step {steps_done(self.model)}; "
@@ -65,13 +73,11 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._bar, self._batch_size = bar, batch_size
 
-    def on_train_begin(self, logs: Logs = None) -> None:
-        """Begin where a checkpoint left off."""
+    def on_train_begin(self, logs: Logs) -> None:
         self._bar.initial = self._bar.n = steps_done(self.model) * self._batch_size
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Show the figures of the call."""
-        figures = {name: f"{(logs or {})[name]:.4f}" for name in ("loss", "accuracy")}
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        figures = {name: f"{logs[name]:.4f}" for name in ("loss", "accuracy")}
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(steps_done(self.model) * self._batch_size - self._bar.n)
 
@@ -84,21 +90,12 @@ class History(keras.callbacks.Callback):  # type: ignore[misc]
     smoothing: what Keras calls `loss` has it.
     """
 
-    FIGURES = {
-        "loss": "cross_entropy",
-        "accuracy": "accuracy",
-        "learning_rate": "learning_rate",
-        "validation_loss": "val_cross_entropy",
-        "validation_accuracy": "val_accuracy",
-    }
-
     def __init__(self, path: Path, batch_size: int) -> None:
         super().__init__()
         self.rows: list[dict[str, Any]] = []
         self._path, self._batch_size = path, batch_size
 
-    def on_train_begin(self, logs: Logs = None) -> None:
-        """Begin the file."""
+    def on_train_begin(self, logs: Logs) -> None:
         self.restore([])
 
     def restore(self, rows: list[dict[str, Any]]) -> None:
@@ -106,8 +103,7 @@ class History(keras.callbacks.Callback):  # type: ignore[misc]
         self.rows = rows
         self._write_all()
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Add a row, for whoever watches."""
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         step = steps_done(self.model)
         place = {
             "step": step,
@@ -118,8 +114,7 @@ class History(keras.callbacks.Callback):  # type: ignore[misc]
         with self._path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(_line(self.rows[-1].values()))
 
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Complete the last row, now that there are figures of validation."""
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         figures = self._figures(logs)
         self.rows[-1] |= {name: figures[name] for name in figures if "validation" in name}
         self._write_all()
@@ -145,10 +140,10 @@ class History(keras.callbacks.Callback):  # type: ignore[misc]
         }
 
     def _figures(self, logs: Logs) -> dict[str, float | None]:
-        return {ours: (logs or {}).get(name) for ours, name in self.FIGURES.items()}
+        return {ours: logs.get(name) for ours, name in FIGURES.items()}
 
     def _write_all(self) -> None:
-        header = ("step", "epoch", "images_seen", *self.FIGURES)
+        header = ("step", "epoch", "images_seen", *FIGURES)
         with files.replacing(self._path) as path:
             lines = [_line(header), *(_line(row.values()) for row in self.rows)]
             path.write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -191,8 +186,7 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._file, self._every, self._history, self._saves = file, every, history, saves
         self._stopping = [c for c in others if isinstance(c, keras.callbacks.EarlyStopping)]
 
-    def on_train_begin(self, logs: Logs = None) -> None:
-        """Restore what the file holds. To be called after those callbacks that stop early."""
+    def on_train_begin(self, logs: Logs) -> None:
         if not self._every or not self._file.exists():
             return
         try:
@@ -200,13 +194,11 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
                 state = json.loads(str(saved["state"]))
                 for name, variable in self._variables().items():
                     variable.assign(saved[name])
-                for number, (stopping, known) in enumerate(
-                    zip(self._stopping, state["stopping"], strict=True)
-                ):
-                    vars(stopping).update(known)
+                for number, stopping in enumerate(self._stopping):
+                    vars(stopping).update(state["stopping"][number])
                     weights = [saved[name] for name in saved if name.startswith(f"best{number}.")]
                     stopping.best_weights = weights or None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise StageError(
                 f"{self._file}: the checkpoint is damaged: {error}; "
                 "delete it to train from the start"
@@ -216,14 +208,12 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
         step = steps_done(self.model)
         print(f"train: resumes from the checkpoint after step {step}", file=sys.stderr)
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Save, if it is time; at the end of an epoch validation comes first."""
-        if batch + 1 < self.params["steps"]:
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        if batch + 1 < self.params["steps"]:  # at the end of an epoch validation comes first
             self._save()
 
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Save, if it is time and the training goes on."""
-        if not self.model.stop_training:
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        if not self.model.stop_training:  # or else it would go on after it was killed
             self._save()
 
     def _save(self) -> None:

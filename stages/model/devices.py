@@ -17,6 +17,7 @@ from stages.common.errors import StageError
 
 _FIRST_PORT = 20000
 _ADDRESS = re.compile(r"([^\s:\[\]]+|\[[0-9a-fA-F:.%]+\]):\d{1,5}")  # a name, IPv4, or [IPv6]
+_EXAMPLE = "docs/scale.md has an example"
 _SAME = "give all workers the same commit, parameters, data and data/checkpoints"
 # How TensorFlow says that another worker is gone: its heartbeat has not come for ten seconds, the
 # connection was closed, or an operation was stopped for one of these reasons.
@@ -133,14 +134,14 @@ def _read_config(text: str) -> tuple[list[str], int]:
         addresses = [*chief, *worker]
         places = {"chief": range(len(chief)), "worker": range(len(chief), len(addresses))}
         own = places[config["task"]["type"]][config["task"]["index"]]
-        for address in addresses:
-            if not _ADDRESS.fullmatch(address):
-                raise ValueError(f"{address} is not HOST:PORT")
+        wrong = [address for address in addresses if not _ADDRESS.fullmatch(address)]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise StageError(
-            f"TF_CONFIG: must have a cluster of chief and worker, and the type and index of this "
-            f"task, but: {type(error).__name__}: {error}; docs/scale.md has an example"
+            "TF_CONFIG: must have a cluster of chief and worker, and the type and index of this "
+            f"task in it, but: {type(error).__name__}: {error}; {_EXAMPLE}"
         ) from None
+    if wrong:
+        raise StageError(f"TF_CONFIG: {wrong[0]!r} must be HOST:PORT; {_EXAMPLE}")
     return addresses, own
 
 

@@ -48,54 +48,54 @@ def train(
     strategy: tf.distribute.Strategy,
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
-    """Train `model`, which was compiled in the scope of `strategy`; tell Keras `callbacks`.
+    """Train `model`, compiled in the scope of `strategy`, and tell Keras `callbacks` of it.
 
-    This is `fit`, written out, because `fit` cannot do it: with several workers it fails (Keras'
-    issue 20585), with several devices it does one step a call, which costs 6 %, and gradients are
-    clipped on each device before they are summed.
+    This is `fit`, written out: Keras' own fails with several workers (its issue 20585), can take
+    but one step a call with several devices, which costs 6 %, and clips gradients on each of them.
 
-    A call is `STEPS_PER_CALL` steps. `on_train_batch_end` is told the index of its last step in
-    the epoch, and the means over the call; `on_epoch_end` the means over the epoch, and after
-    `val_` those of the validation images, if there are any. The names are those of the compiled
-    metrics: `loss`, which trains, `accuracy`, `cross_entropy`; and `learning_rate`.
+    `on_train_batch_end` comes after each call of up to `STEPS_PER_CALL` steps, with the index of
+    its last step in the epoch and the means over the call. `on_epoch_end` has the means over the
+    epoch (of what is left of it, after a checkpoint), and those of the validation images, if there
+    are any, as `val_...`. They are `loss`, what the optimizer makes smaller; the compiled metrics,
+    `accuracy` and `cross_entropy`; and `learning_rate`: the same on all devices and workers.
     Raises StageError if there is not enough memory.
     """
     with strategy.scope():
         faster = fused.training_model(model)  # over the same variables
-    call = _training_call(model, faster, batches, strategy)
+    take_steps = _training_steps(model, faster, batches, strategy)
     validate = _validation(model, faster, strategy)
-    observers = keras.callbacks.CallbackList(
-        callbacks, model=model, epochs=epochs, steps=batches.in_epoch
-    )
+    in_epoch = batches.in_epoch
+    observers = keras.callbacks.CallbackList(callbacks, model=model, epochs=epochs, steps=in_epoch)
     model.stop_training = False
     observers.on_train_begin()
+    logs: Figures = {}
     step = int(model.optimizer.iterations.numpy())  # a callback may have restored a checkpoint
-    while step < epochs * batches.in_epoch and not model.stop_training:
-        epoch, position = divmod(step, batches.in_epoch)
+    while step < epochs * in_epoch and not model.stop_training:
+        epoch, position = divmod(step, in_epoch)
         observers.on_epoch_begin(epoch)
-        figures: list[Figures] = []
+        calls: list[Figures] = []
         counts: list[int] = []
-        while position < batches.in_epoch and not model.stop_training:
+        while position < in_epoch and not model.stop_training:
+            count = min(STEPS_PER_CALL - step % STEPS_PER_CALL, in_epoch - position)
             observers.on_train_batch_begin(position)
-            count = min(STEPS_PER_CALL - step % STEPS_PER_CALL, batches.in_epoch - position)
-            figures.append(call(step, count))
+            calls.append(take_steps(step, count))
             counts.append(count)
             step, position = step + count, position + count
-            observers.on_train_batch_end(position - 1, figures[-1])
+            observers.on_train_batch_end(position - 1, calls[-1])
         logs = {
-            name: float(np.average([each[name] for each in figures], weights=counts))
-            for name in figures[-1]
-        } | {"learning_rate": figures[-1]["learning_rate"]}
+            name: np.average([call[name] for call in calls], weights=counts) for name in calls[0]
+        }
+        logs["learning_rate"] = calls[-1]["learning_rate"]
         if len(validation[0]):
             logs |= {f"val_{name}": figure for name, figure in validate(*validation).items()}
         observers.on_epoch_end(epoch, logs)
-    observers.on_train_end()
+    observers.on_train_end(logs)
 
 
-def _training_call(
+def _training_steps(
     model: keras.Model, faster: keras.Model, batches: Batches, strategy: tf.distribute.Strategy
 ) -> Callable[[int, int], Figures]:
-    """Return a function that trains `count` steps from `step` on, and returns their figures."""
+    """Return a function that takes `count` steps from `step` on, and returns their figures."""
     variables, optimizer = model.trainable_variables, model.optimizer
     replicas = strategy.num_replicas_in_sync
     clips = any([optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue])
@@ -113,7 +113,7 @@ def _training_call(
             # Keras clips on each replica, before it sums. So the first one hands in the sum and the
             # others nothing: that is clipped as on one device.
             total = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
-            gradients = [gradient * _one_on_the_first_replica() for gradient in total]
+            gradients = [gradient * _is_first() for gradient in total]
         optimizer.apply(gradients, variables)
         _measure(model, images, labels, probabilities, loss * replicas)
 
@@ -124,9 +124,8 @@ def _training_call(
 
         strategy.run(model.reset_metrics)
         tf.while_loop(lambda index: index < count, body, (0,), parallel_iterations=1)
-        each = strategy.run(_figures, (model,))
-        mean = {name: strategy.reduce("MEAN", figure, axis=None) for name, figure in each.items()}
-        return mean | {"learning_rate": tf.convert_to_tensor(optimizer.learning_rate)}
+        rate = tf.convert_to_tensor(optimizer.learning_rate)
+        return _figures(model, strategy) | {"learning_rate": rate}
 
     # Keras makes the variables of metrics when they first see a batch: not in the loop above.
     blank = tf.zeros([1, model.output_shape[-1]])
@@ -135,7 +134,7 @@ def _training_call(
     function = _graph(train_steps)
     size, most = batches.size // replicas, min(STEPS_PER_CALL, batches.in_epoch)
 
-    def call(step: int, count: int) -> Figures:
+    def take_steps(step: int, count: int) -> Figures:
         def own(context: tf.distribute.experimental.ValueContext) -> tuple[tf.Tensor, ...]:
             first = context.replica_id_in_sync_group * size
             arrays = batches.take(step, count, slice(first, first + size))
@@ -155,7 +154,7 @@ def _training_call(
             ) from None
         return {name: float(figure) for name, figure in figures.items()}
 
-    return call
+    return take_steps
 
 
 def _validation(
@@ -174,17 +173,9 @@ def _validation(
         loss = model.compute_loss(images, labels, probabilities, None, training=False)
         _measure(model, images, labels, probabilities, loss * replicas)
 
-    def of_the_first() -> dict[str, tf.Tensor]:
-        figures = _figures(model)
-        return {name: figure * _one_on_the_first_replica() for name, figure in figures.items()}
-
-    def total() -> dict[str, tf.Tensor]:
-        each = strategy.run(of_the_first)
-        return {name: strategy.reduce("SUM", figure, axis=None) for name, figure in each.items()}
-
     reset = _graph(lambda: strategy.run(model.reset_metrics))
     test = _graph(lambda *inputs: strategy.run(test_step, inputs))
-    result = _graph(total)
+    result = _graph(lambda: _figures(model, strategy, of_the_first=True))
 
     def validate(images: Images, labels: Labels) -> Figures:
         reset()
@@ -211,10 +202,19 @@ def _measure(
     model.compute_metrics(images, labels, outputs)
 
 
-def _figures(model: keras.Model) -> dict[str, tf.Tensor]:
-    """Return this replica's compiled metrics since they were reset."""
-    return {name: tf.convert_to_tensor(v) for name, v in model.get_metrics_result().items()}
+def _figures(
+    model: keras.Model, strategy: tf.distribute.Strategy, of_the_first: bool = False
+) -> dict[str, tf.Tensor]:
+    """Return the compiled metrics since their reset: the replicas' mean, or those of the first."""
+
+    def share() -> dict[str, tf.Tensor]:
+        part = _is_first() if of_the_first else 1 / strategy.num_replicas_in_sync
+        return {name: figure * part for name, figure in model.get_metrics_result().items()}
+
+    shares = strategy.run(share)
+    return {name: strategy.reduce("SUM", part, axis=None) for name, part in shares.items()}
 
 
-def _one_on_the_first_replica() -> tf.Tensor:
+def _is_first() -> tf.Tensor:
+    """Return 1.0 on the first replica, 0.0 on all others."""
     return tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group == 0, tf.float32)

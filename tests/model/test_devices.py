@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from conftest import ROOT
 from folder import OUTPUTS, Folder
 from remotes import free_ports
 
@@ -20,14 +20,36 @@ from stages.common.errors import StageError
 from stages.model import devices
 from stages.model.devices import Devices
 
+# Runs the stage with callbacks of Keras' that write beside it.
+CALLBACKS = """
+import json, os, sys
+sys.argv[0] = "-m"
+from stages import train
+from stages.common import errors
+from stages.model import runtime
+from benchmarks import two_devices
+prepare = two_devices.start if sys.argv[1] == "two" else runtime.start
+def start(*settings):
+    prepare(*settings)
+    import keras
+    from stages.model import callbacks
+    told = open("told.json", "w")
+    tell = lambda *place: print(json.dumps(place), file=told, flush=True)
+    kinds = keras.callbacks
+    callbacks.callbacks = lambda: [
+        kinds.LambdaCallback(on_epoch_end=tell),
+        kinds.EarlyStopping("val_loss", patience=1, min_delta=100, restore_best_weights=True),
+        kinds.ModelCheckpoint("{epoch}.keras"),
+        kinds.CSVLogger("log.csv"),
+        kinds.TerminateOnNaN(),
+    ]
+runtime.start = start
+errors.run(train.main)
+"""
 
-def two_devices(folder: Folder) -> None:
-    folder.command = [sys.executable, "-m", "benchmarks.two_devices"]
 
-
-def worker(folder: Folder, own: int, ports: list[int]) -> subprocess.Popen[str]:
-    """Start the stage as one of two workers."""
-    addresses = [f"127.0.0.1:{port}" for port in ports]
+def worker(folder: Folder, own: int, addresses: list[str]) -> subprocess.Popen[str]:
+    """Start the stage as one of the workers."""
     config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": own}}
     return subprocess.Popen(
         folder.command,
@@ -39,43 +61,21 @@ def worker(folder: Folder, own: int, ports: list[int]) -> subprocess.Popen[str]:
     )
 
 
-def changed(*lines: str) -> list[str]:
-    """Return the command that runs the stage after lines of Python that change it."""
-    start = (
-        "import os, sys, time",
-        "sys.argv[0] = '-m'",
-        "from stages import train",
-        "from stages.common import errors",
-    )
-    return [sys.executable, "-c", "\n".join([*start, *lines, "errors.run(train.main)"])]
+def loopback(host: str = "127.0.0.1") -> list[str]:
+    return [f"{host}:{port}" for port in free_ports(2)]
 
 
-def in_a_hurry(folder: Folder, change: str = "pass") -> None:
-    """Bound what the stage does after the workers have met to ten seconds, and change it.
-
-    To meet they keep 60 s: on a busy machine, to import TensorFlow takes more than ten.
-    """
-    folder.limits["worker_timeout"] = 10
-    folder.write_params(strategy="multi_worker")
-    folder.command = changed(
-        "from stages.model import runtime",
-        "start_quietly = runtime.start",
-        "def start(*settings):",
-        "    start_quietly(*settings)",
-        "    from stages.model import devices, training, workers",
-        "    meet = workers.meet",
-        "    workers.meet = lambda found, versions, _: meet(found, versions, timeout=60)",
-        f"    {change}",
-        "runtime.start = start",
-    )
+def errors_of(printed: str) -> list[str]:
+    """Return what a worker complained of, without the line that says whom it waits for."""
+    return [line for line in printed.splitlines() if line and not line.startswith("train: worker ")]
 
 
 def run_both(first: Folder, second: Folder) -> tuple[list[int], list[tuple[str, str]]]:
     """Run the stage as two workers; return the statuses, and what each printed and complained."""
-    ports = free_ports(2)
-    running = [worker(first, 0, ports), worker(second, 1, ports)]
+    addresses = loopback()
+    running = [worker(first, 0, addresses), worker(second, 1, addresses)]
     try:
-        printed = [process.communicate(timeout=100) for process in running]
+        printed = [process.communicate(timeout=150) for process in running]
         return [process.returncode for process in running], printed
     finally:
         for process in running:
@@ -86,30 +86,67 @@ def run_both(first: Folder, second: Folder) -> tuple[list[int], list[tuple[str, 
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     """Folders after the same training by one device, two devices, and two workers."""
     folders = {}
-    for name, strategy in (("one", "single"), ("two", "mirrored"), ("workers", "multi_worker")):
+    for name, strategy in (
+        ("one", "single"), ("two", "mirrored"), ("first", "multi_worker"),
+        ("second", "multi_worker"),
+    ):  # fmt: skip
         folders[name] = folder = Folder(tmp_path_factory.mktemp(name))
-        folder.write_tensors(range(420))
-        folder.write_params(strategy=strategy, epochs=2)
+        folder.write_tensors(range(100))
+        folder.write_params(strategy=strategy, epochs=4)
+        folder.command = [sys.executable, "-c", CALLBACKS, name]
     for name in ("one", "two"):
-        if name == "two":
-            two_devices(folders[name])
         result = folders[name].run()
         assert (result.returncode, result.stderr) == (0, "")
-    second = Folder(tmp_path_factory.mktemp("second"))
-    second.write_tensors(range(420))
-    second.write_params(strategy="multi_worker", epochs=2)
-    statuses, printed = run_both(folders["workers"], second)
+    statuses, printed = run_both(folders["first"], folders["second"])
     assert statuses == [0, 0]
     assert printed[0][0].startswith("training accuracy")
-    assert printed[1] == ("worker 1 of 2: trained on 840 images\n", "")
-    assert second.outputs() == {}  # only the first worker writes
+    assert printed[1][0] == "worker 1 of 2: trained on 200 images\n"
+    assert errors_of(printed[0][1]) == errors_of(printed[1][1]) == []
     return folders
 
 
 @pytest.mark.slow
 def test_two_devices_and_two_workers_give_the_same_bits(trained: dict[str, Folder]) -> None:
-    assert tuple(trained["two"].outputs()) == OUTPUTS
-    assert trained["two"].outputs() == trained["workers"].outputs()
+    two, first = (trained[name].outputs() for name in ("two", "first"))
+    assert two.keys() > set(OUTPUTS)
+    assert {name: two[name] for name in OUTPUTS} == {name: first[name] for name in OUTPUTS}
+    # Only the first worker writes, but for what callbacks of the user's write.
+    assert {*trained["second"].outputs()} == {"1.keras", "2.keras", "log.csv", "told.json"}
+
+
+@pytest.mark.slow
+def test_callbacks_are_told_the_same_on_all_workers(trained: dict[str, Folder]) -> None:
+    two, first, second = (
+        (trained[name].path / "told.json").read_text() for name in ("two", "first", "second")
+    )
+    assert first == second == two
+    assert [json.loads(line)[0] for line in first.splitlines()] == [0, 1]  # stopped in the second
+    assert {"loss", "val_loss", "val_accuracy"} <= json.loads(first.splitlines()[0])[1].keys()
+    for folder in trained.values():
+        assert len(pd.read_csv(folder.path / "log.csv")) == 2
+        assert (folder.path / "2.keras").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one", "two", "first"])
+def test_what_is_saved_is_the_model_whose_figures_are_told(
+    trained: dict[str, Folder], name: str
+) -> None:
+    import keras
+
+    folder = trained[name].path
+    figures = json.loads((folder / OUTPUTS[2]).read_text())["validation"]
+    history = pd.read_csv(folder / OUTPUTS[1])
+    best = history[history["epoch"] == 1].iloc[-1]  # the second was not better by 100
+    assert figures["loss"] == pytest.approx(best["validation_loss"], rel=1e-5)
+    assert len(history["epoch"].unique()) == 2
+    images, labels = (
+        np.load(folder / f"data/tensors/validation_{kind}.npy") for kind in ("images", "labels")
+    )
+    model = keras.models.load_model(folder / OUTPUTS[0])
+    found = model.evaluate(images, labels.astype(np.float32), verbose=0, return_dict=True)
+    assert found["cross_entropy"] == pytest.approx(figures["loss"], rel=1e-4)
+    assert found["accuracy"] == pytest.approx(figures["accuracy"], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -118,163 +155,101 @@ def test_one_device_sees_the_same_images_at_the_same_rate(trained: dict[str, Fol
     same = ["step", "epoch", "images_seen", "learning_rate"]
     pd.testing.assert_frame_equal(one[same], two[same])
     # Not the same bits: each device normalises its own half of a batch.
-    assert trained["one"].outputs() != trained["two"].outputs()
-    np.testing.assert_allclose(one["loss"].iloc[-3:], two["loss"].iloc[-3:], rtol=0.2)
+    assert trained["one"].outputs()[OUTPUTS[0]] != trained["two"].outputs()[OUTPUTS[0]]
 
 
 @pytest.mark.slow
-def test_a_batch_that_devices_cannot_share(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    two_devices(folder)
-    folder.write_params(batch_size=5)
-    result = folder.run()
-    assert result.returncode == 1
-    assert result.stderr == (
-        "error: params.yaml: train.batch_size is 5, which 2 devices cannot share equally; "
-        "make it a multiple of 2\n"
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("victim", "number"),
-    [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGTERM)],
-)
-def test_a_worker_that_dies_or_stops(tmp_path: Path, victim: int, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGTERM)])
+def test_a_worker_that_dies(tmp_path: Path, victim: int, number: signal.Signals) -> None:
     folder = Folder(tmp_path)
     folder.write_tensors(range(60))
     folder.write_params(strategy="multi_worker", epochs=100_000)
-    folder.command = changed("train.SECONDS_BETWEEN_LINES = 1")
-    for name in OUTPUTS:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("of the run before")
-    before = folder.outputs()
-    ports = free_ports(2)
-    running = [worker(folder, own, ports) for own in (0, 1)]
+    addresses = loopback()
+    running = [worker(folder, own, addresses) for own in (0, 1)]
     try:
-        assert running[0].stderr
-        progress = running[0].stderr.readline()
-        assert progress.startswith("train: ")
+        history = tmp_path / OUTPUTS[1]
+        deadline = time.monotonic() + 120
+        while not history.exists() or len(history.read_text().splitlines()) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         running[victim].send_signal(number)
-        start = time.monotonic()
         survivor = running[1 - victim]
         _, printed = survivor.communicate(timeout=60)
-        assert time.monotonic() - start < 40
         assert survivor.returncode == 1
-        (line,) = [line for line in printed.splitlines() if not line.startswith("train: ")]
-        assert line == (
+        assert errors_of(printed) == [
             f"error: worker {1 - victim} of 2 lost another worker; "
             "see its output, then start all workers again"
-        )
+        ]
         if number == signal.SIGTERM:
             _, printed = running[victim].communicate(timeout=60)
-            assert printed.endswith("error: stopped by SIGTERM; run it again to complete\n")
+            assert errors_of(printed) == ["error: stopped by SIGTERM; run it again to complete"]
             assert running[victim].returncode == 128 + number
     finally:
         for process in running:
             process.kill()
             process.communicate()
-    assert folder.outputs() == before
+    assert set(folder.outputs()) == {OUTPUTS[1]}  # the history, as far as it came
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_between_the_meeting_and_the_connection(tmp_path: Path) -> None:
-    folder, gone = Folder(tmp_path), Folder(tmp_path / "gone")
-    in_a_hurry(folder)
-    in_a_hurry(gone, "devices._connect = lambda *_: os._exit(3)")
-    statuses, printed = run_both(folder, gone)
-    assert statuses == [1, 3]
-    assert printed[0][1] == (
-        "error: worker 0 of 2 lost another worker; see its output, then start all workers again\n"
-    )
-    assert folder.outputs().keys() == gone.outputs().keys() == set()
-
-
-@pytest.mark.slow
-def test_a_call_that_takes_too_long(tmp_path: Path) -> None:
-    folder, stuck = Folder(tmp_path), Folder(tmp_path / "stuck")
-    in_a_hurry(folder)
-    # The second worker is stopped by its input, while TensorFlow goes on to say that it lives.
-    in_a_hurry(stuck, "training.batches = lambda *_: time.sleep(600)")
-    statuses, printed = run_both(folder, stuck)
+def test_workers_that_differ_all_end(tmp_path: Path) -> None:
+    folder, other = Folder(tmp_path / "a"), Folder(tmp_path / "b")
+    folder.write_params(strategy="multi_worker")
+    other.write_params(strategy="multi_worker", learning_rate=0.02)
+    statuses, printed = run_both(folder, other)
     assert statuses == [1, 1]
-    assert printed[0][1].startswith("error: worker 0 of 2 ")
-    line = "error: worker 1 of 2 waited 10 s for the others; see what they say, or raise"
-    assert line in printed[1][1]
-
-
-# A network without batch normalisation, trained by plain gradient descent: two devices give what
-# one gives, and a loss that is scaled wrongly gives something else, which Adam would make up for.
-SHARE = """
-import json
-from stages.model import runtime
-runtime.start(seed=1, threads=1, instructions="native")
-import keras
-import numpy as np
-import tensorflow as tf
-cpu, half = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
-tf.config.set_logical_device_configuration(cpu, [half, half])
-from stages.model import devices, training
-from stages.model.recipe import Recipe
-
-recipe = Recipe(
-    seed=3, epochs=1, batch_size=4, learning_rate=0.1, warmup=0.0, label_smoothing=0.1, shift=1,
-    distortion=0.1, precision="float32",
-)
-images = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1), np.uint8)
-labels = np.eye(3, dtype=np.uint8)[np.arange(24) % 3]
-loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
-
-def build():
-    keras.utils.set_random_seed(1)
-    image = keras.Input((4, 4, 1), name="image")
-    x = keras.layers.Rescaling(1 / 255, name="scale")(image)
-    x = keras.layers.Flatten(name="flat")(x)
-    x = keras.layers.Dense(3, "softmax", kernel_regularizer="l2", name="digit")(x)
-    model = keras.Model(image, x)
-    model.compile(keras.optimizers.SGD(0.1, name="sgd"), loss)
-    model.optimizer.build(model.trainable_variables)
-    return model
-
-def weights(model):
-    return [array.tolist() for array in model.get_weights()]
-
-stock = build()
-for part, its in training.batches((images, labels), recipe):
-    for first in range(0, 24, 4):
-        stock.train_on_batch(part[first : first + 4], its[first : first + 4].astype("f4"))
-report = {"stock": weights(stock)}
-for choice in ("single", "auto"):
-    found = devices.start(choice, {}, timeout=1)
-    with found.strategy.scope():
-        model = build()
-    (row,) = training.run(model, (images, labels), (images[:0], labels[:0]), recipe, found)
-    count = found.strategy.num_replicas_in_sync
-    report[choice] = {"devices": count, "weights": weights(model), "row": row}
-print(json.dumps(report))
-"""
+    for own, (_, complaint) in enumerate(printed):
+        assert errors_of(complaint) == [
+            f"error: worker {own} and others differ in their parameters; "
+            "give all workers the same commit, parameters, data and data/checkpoints"
+        ]
+    assert folder.outputs() == other.outputs() == {}
 
 
 @pytest.mark.slow
-def test_two_devices_share_a_batch_and_train_as_one_does() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-c", SHARE], cwd=ROOT, text=True, capture_output=True, check=True
-    ).stdout
-    report = json.loads(shown)
-    single, both = report["single"], report["auto"]
-    assert (single["devices"], both["devices"]) == (1, 2)
-    assert both["row"][:6] == pytest.approx(single["row"][:6], rel=1e-4)
-    for one, two, stock in zip(single["weights"], both["weights"], report["stock"], strict=True):
-        np.testing.assert_allclose(two, one, atol=1e-5)
-        np.testing.assert_allclose(one, stock, atol=1e-5)
+def test_a_worker_that_does_not_come_is_named_before_the_wait_is_over(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.limits["worker_timeout"] = 2
+    folder.write_params(strategy="multi_worker")
+    addresses = loopback()
+    with worker(folder, 1, addresses) as process:
+        _, printed = process.communicate(timeout=100)
+    assert process.returncode == -signal.SIGALRM
+    assert printed == (
+        f"train: worker 1 ({addresses[1]}) waits for worker 0 ({addresses[0]}). If one has not "
+        "come in 2 s (limits.worker_timeout in params.yaml), this ends by SIGALRM.\n"
+    )
+    assert folder.outputs() == {}
 
 
-def test_alone_nothing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Devices, "_give_up", lambda _: pytest.fail("there is nobody to wait for"))
-    with Devices(tf.distribute.get_strategy(), timeout=0.01).waiting():
-        time.sleep(0.1)
-    with pytest.raises(tf.errors.AbortedError), Devices(tf.distribute.get_strategy()).waiting():
-        raise tf.errors.AbortedError(None, None, "of its own")
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the strategies that are made, on a machine with three devices."""
+    made: list[int] = []
+
+    class Mirrored:
+        def __init__(self, names: list[str]) -> None:
+            made.append(len(names))
+            self.num_replicas_in_sync = len(names)
+
+    three = [tf.config.LogicalDevice(f"GPU:{number}", "GPU") for number in range(3)]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda _: three)
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", Mirrored)
+    return made
+
+
+def test_auto_takes_as_many_devices_as_share_a_batch(sizes: list[int]) -> None:
+    for batch_size in (64, 6, 5):
+        devices.start("auto", batch_size, timeout=1)
+    devices.start("mirrored", 6, timeout=1)
+    devices.start("single", 5, timeout=1)
+    assert sizes == [2, 3, 3]
+    with pytest.raises(StageError) as caught:
+        devices.start("mirrored", 64, timeout=1)
+    assert str(caught.value) == (
+        "params.yaml: train.batch_size is 64, which 3 devices cannot share equally; "
+        "make it a multiple of 3, or set train.strategy to single"
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,53 +262,102 @@ def test_alone_nothing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         tf.errors.UnavailableError,
     ],
 )
-def test_a_lost_worker_is_one_line(kind: type[tf.errors.OpError]) -> None:
-    two = Devices(tf.distribute.get_strategy(), worker=1, workers=2, timeout=60)
-    with pytest.raises(StageError) as caught, two.waiting():
-        raise kind(None, None, "the connection was closed")
+def test_a_lost_worker_is_one_line_and_alone_it_is_a_bug(kind: type[tf.errors.OpError]) -> None:
+    lost = kind(None, None, "the connection was closed")
+    with pytest.raises(StageError) as caught, Devices(None, worker=1, workers=2).together():
+        raise lost
     assert str(caught.value) == (
         "worker 1 of 2 lost another worker; see its output, then start all workers again"
     )
+    with pytest.raises(kind), Devices(None).together():
+        raise lost
 
 
-def test_the_end_of_a_call_stops_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    late: list[Devices] = []
-    monkeypatch.setattr(Devices, "_give_up", lambda self: late.append(self))
-    two = Devices(tf.distribute.get_strategy(), worker=1, workers=2, timeout=0.2)
-    with pytest.raises(StageError), two.waiting():
-        raise tf.errors.AbortedError(None, None, "the connection was closed")
-    with pytest.raises(ZeroDivisionError), two.waiting():
-        raise ZeroDivisionError
-    time.sleep(0.4)
-    assert late == []
-    with two.waiting():
-        time.sleep(0.4)
-    assert late == [two]
+@pytest.mark.parametrize(
+    ("cluster", "kind", "index", "own"),
+    [
+        ({"worker": ["a:1", "b:2"]}, "worker", 0, 0),
+        ({"worker": ["a:1", "b:2"]}, "worker", 1, 1),
+        ({"chief": ["a:1"], "worker": ["b:2"]}, "chief", 0, 0),
+        ({"chief": ["a:1"], "worker": ["b:2"]}, "worker", 0, 1),
+    ],
+)
+def test_tf_config_names_the_workers(cluster: Any, kind: str, index: int, own: int) -> None:
+    config = {"cluster": cluster, "task": {"type": kind, "index": index}, "environment": "cloud"}
+    assert devices._read_config(json.dumps(config)) == (["a:1", "b:2"], own)
 
 
-def test_a_call_that_comes_too_late_ends_the_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("cluster", "task", "words"),
+    [
+        ({}, None, "KeyError: 'task'"),
+        ({"worker": ["a:1"]}, ("ps", 0), "KeyError: 'ps'"),
+        ({"worker": ["a:1"]}, ("worker", 1), "IndexError"),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, ("chief", 1), "IndexError"),
+        ({"worker": ["a"]}, ("worker", 0), "'a' must be HOST:PORT"),
+        ({"worker": ["::1:5"]}, ("worker", 0), "'::1:5' must be HOST:PORT"),
+        (["a:1"], ("worker", 0), "AttributeError"),
+    ],
+)
+def test_tf_config_that_is_wrong(cluster: Any, task: Any, words: str) -> None:
+    config = {"cluster": cluster}
+    if task:
+        config["task"] = dict(zip(("type", "index"), task, strict=True))
+    with pytest.raises(StageError, match=r"^TF_CONFIG: ") as caught:
+        devices._read_config(json.dumps(config))
+    assert words in str(caught.value)
+    assert "docs/scale.md has an example" in str(caught.value)
+
+
+def test_tf_config_that_is_no_json_and_neither_tf_config_nor_slurm(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    statuses: list[int] = []
-    monkeypatch.setattr(os, "_exit", statuses.append)
-    with Devices(tf.distribute.get_strategy(), worker=1, workers=3, timeout=0.1).waiting():
-        time.sleep(0.4)
-    assert statuses == [1]
-    assert capsys.readouterr().err == (
-        "error: worker 1 of 3 waited 0.1 s for the others; see what they say, or raise "
-        "limits.worker_timeout in params.yaml\n"
-    )
+    with pytest.raises(StageError, match=r"TF_CONFIG: .*JSON"):
+        devices._read_config("{")
+    for name in ("TF_CONFIG", "SLURM_STEP_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(StageError, match=r"train.strategy is multi_worker, but there is no TF_CO"):
+        devices.start("multi_worker", 4, timeout=1)
 
 
-def test_workers_meet_before_tensorflow_connects_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    task = {"type": "worker", "index": 0}
-    config = {"cluster": {"worker": addresses}, "task": task}
-    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
-    monkeypatch.setattr(
-        tf.distribute,
-        "MultiWorkerMirroredStrategy",
-        lambda: pytest.fail("the other worker does not appear, and might have other code"),
+def set_slurm(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: str, rank: int, node: str, tasks: int
+) -> None:
+    """Be a task of Slurm's, whose `scontrol` expands any list of nodes to these."""
+    scontrol = folder / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\n[ "$*" = "show hostnames some[1-9]" ] && echo {nodes}\n')
+    scontrol.chmod(0o755)
+    for name, value in {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "30012",
+        "SLURM_PROCID": str(rank),
+        "SLURM_STEP_NUM_TASKS": str(tasks),
+        "SLURM_STEP_NODELIST": "some[1-9]",
+        "SLURMD_NODENAME": node,
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "nodes", [["n9", "n10"], ["rack1n1", "rack1n2", "rack2n1"], ["n1-ib", "n2-ib"]]
+)
+def test_slurm_names_the_workers_in_its_own_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: list[str]
+) -> None:
+    for rank, node in enumerate(nodes):
+        set_slurm(monkeypatch, tmp_path, " ".join(nodes), rank, node, len(nodes))
+        expected = [f"{name}:20012" for name in nodes]
+        assert devices._read_config(devices._ask_slurm()) == (expected, rank)
+
+
+@pytest.mark.parametrize(("rank", "node", "tasks"), [(0, "n1", 4), (1, "n1", 2), (1, "n1", 3)])
+def test_slurm_with_other_than_a_task_a_node(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int, node: str, tasks: int
+) -> None:
+    set_slurm(monkeypatch, tmp_path, "n1 n2", rank, node, tasks)
+    with pytest.raises(StageError) as caught:
+        devices._ask_slurm()
+    assert str(caught.value) == (
+        f"Slurm runs {tasks} tasks on n1 n2, and task {rank} on {node}: it must be one task a "
+        "node, in their order; use srun --ntasks-per-node=1, without --distribution"
     )
-    with pytest.raises(StageError, match=r"worker 1 .* did not come in time"):
-        devices.start("multi_worker", {"code": "a"}, timeout=0.3)
