@@ -225,11 +225,11 @@ def test_any_callback_of_keras_works(tmp_path: Path) -> None:
     kinds = keras.callbacks
     backup = kinds.BackupAndRestore(str(tmp_path / "backup"), delete_checkpoint=False)
     some = [
-        kinds.EarlyStopping("val_loss", patience=1, min_delta=100, restore_best_weights=True),
+        kinds.EarlyStopping("val_loss", patience=1, min_delta=1e6, restore_best_weights=True),
         kinds.ModelCheckpoint(str(tmp_path / "{epoch}.keras")),
         kinds.CSVLogger(str(tmp_path / "log.csv")),
         kinds.LambdaCallback(on_epoch_end=lambda epoch, logs: told.append((epoch, logs))),
-        kinds.ReduceLROnPlateau("val_loss", min_delta=100, patience=1),
+        kinds.ReduceLROnPlateau("val_loss", min_delta=1e6, patience=1),
         kinds.TerminateOnNaN(),
         backup,
     ]
@@ -243,7 +243,7 @@ def test_any_callback_of_keras_works(tmp_path: Path) -> None:
     batches = Batches(images, labels, 4, 1)
     training.train(trained, batches, (images, labels), 9, alone, some)
 
-    assert [epoch for epoch, _ in told] == [0, 1]  # it never becomes better by 100
+    assert [epoch for epoch, _ in told] == [0, 1]  # it never becomes so much better
     log = pd.read_csv(tmp_path / "log.csv")
     assert log["val_loss"].tolist() == pytest.approx([logs["val_loss"] for _, logs in told])
     assert log["loss"].tolist() == pytest.approx([logs["loss"] for _, logs in told])
@@ -253,7 +253,7 @@ def test_any_callback_of_keras_works(tmp_path: Path) -> None:
     ):
         np.testing.assert_array_equal(got, expected)
         assert (got != other).any()
-    assert float(trained.optimizer.learning_rate.numpy()) == pytest.approx(0.001)
+    assert float(trained.optimizer.learning_rate.numpy()) == pytest.approx(0.01)  # a tenth
     if len(some) == 8:
         assert list((tmp_path / "logs").rglob("events*"))
 

@@ -38,7 +38,7 @@ def start(*settings):
     kinds = keras.callbacks
     callbacks.callbacks = lambda: [
         kinds.LambdaCallback(on_epoch_end=tell),
-        kinds.EarlyStopping("val_loss", patience=1, min_delta=100, restore_best_weights=True),
+        kinds.EarlyStopping("val_loss", patience=1, min_delta=1e6, restore_best_weights=True),
         kinds.ModelCheckpoint("{epoch}.keras"),
         kinds.CSVLogger("log.csv"),
         kinds.TerminateOnNaN(),
@@ -137,7 +137,7 @@ def test_what_is_saved_is_the_model_whose_figures_are_told(
     folder = trained[name].path
     figures = json.loads((folder / OUTPUTS[2]).read_text())["validation"]
     history = pd.read_csv(folder / OUTPUTS[1])
-    best = history[history["epoch"] == 1].iloc[-1]  # the second was not better by 100
+    best = history[history["epoch"] == 1].iloc[-1]  # the second was not so much better
     assert figures["loss"] == pytest.approx(best["validation_loss"], rel=1e-5)
     assert len(history["epoch"].unique()) == 2
     images, labels = (
@@ -159,7 +159,7 @@ def test_one_device_sees_the_same_images_at_the_same_rate(trained: dict[str, Fol
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGTERM)])
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
 def test_a_worker_that_dies(tmp_path: Path, victim: int, number: signal.Signals) -> None:
     folder = Folder(tmp_path)
     folder.write_tensors(range(60))
