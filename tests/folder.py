@@ -41,7 +41,7 @@ class Folder:
         self.path = path
         kept = {name: value for name, value in os.environ.items() if name not in COVERAGE}
         self.environment = kept | {"PYTHONPATH": str(ROOT)}
-        self.limits = {"worker_timeout": 60}
+        self.limits: dict[str, float] = {"worker_timeout": 60}
         self.command = [sys.executable, "-m", "stages.train"]
         (path / "data/tensors").mkdir(parents=True)
         self.write_tensors(range(26))

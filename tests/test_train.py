@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 from folder import OUTPUTS, PARAMS, Folder
 
+import stages
 from stages import train
 from stages.common import params, paths
 from stages.common.errors import StageError
@@ -330,11 +332,11 @@ def test_a_checkpoint_is_of_all_that_decides_the_result(
     code = tmp_path / "code"
     code.mkdir()
     (code / "new.py").write_text("1")
-    monkeypatch.setattr(train.stages, "__path__", [str(code)])
+    monkeypatch.setattr(stages, "__path__", [str(code)])
     others.add(name())
     (code / "new.py").write_text("2")
     others.add(name())
-    monkeypatch.setattr(train.metadata, "version", lambda _: "0.1")
+    monkeypatch.setattr(metadata, "version", lambda _: "0.1")
     others.add(name())
     assert len(others | {first}) == 8
 

@@ -35,7 +35,7 @@ def test_every_epoch_is_a_permutation_of_its_own() -> None:
 
 
 def test_a_step_depends_on_nothing_but_the_seed_and_itself() -> None:
-    settings = {"shift": 2, "distortion": 0.2}
+    settings: dict[str, Any] = {"shift": 2, "distortion": 0.2}
     images, labels = new(**settings).take(30, 20, ALL)
     for first, count, own in ((30, 7, ALL), (37, 13, ALL), (30, 20, slice(5, 10)), (49, 1, ALL)):
         some, theirs = new(**settings).take(first, count, own)

@@ -2,6 +2,7 @@
 
 import io
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -233,12 +234,8 @@ def test_any_callback_of_keras_works(tmp_path: Path) -> None:
         kinds.TerminateOnNaN(),
         backup,
     ]
-    try:
-        import tensorboard  # noqa: F401
-
+    if find_spec("tensorboard"):
         some.append(kinds.TensorBoard(str(tmp_path / "logs"), update_freq=1))
-    except ImportError:
-        pass
     alone = tf.distribute.get_strategy()
     batches = Batches(images, labels, 4, 1)
     training.train(trained, batches, (images, labels), 9, alone, some)
@@ -254,7 +251,7 @@ def test_any_callback_of_keras_works(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got, expected)
         assert (got != other).any()
     assert float(trained.optimizer.learning_rate.numpy()) == pytest.approx(0.01)  # a tenth
-    if len(some) == 8:
+    if find_spec("tensorboard"):
         assert list((tmp_path / "logs").rglob("events*"))
 
     again = model(0.1)  # after a kill, a third epoch

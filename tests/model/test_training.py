@@ -38,7 +38,7 @@ def new(steps: int = 10, rate: float = 0.01, warmup: float = 0.25) -> keras.Mode
     return model
 
 
-class Listener(keras.callbacks.Callback):
+class Listener(keras.callbacks.Callback):  # type: ignore[misc] # Keras has no types
     """Writes down what it is told."""
 
     def __init__(self, told: Told) -> None:
@@ -140,12 +140,14 @@ def test_it_learns_and_its_validation_is_that_of_stock_keras() -> None:
 @pytest.mark.slow
 def test_it_goes_on_where_its_optimizer_is_and_stops_where_it_is_told_to() -> None:
     model, seen = new(50), []
-    batches = Batches(*data(204), 8, 5)
-    take = Batches.take
+    batches, take = Batches(*data(204), 8, 5), Batches.take
+
+    def watched(self: Batches, step: int, count: int, own: slice) -> Split:
+        seen.append((step, count))
+        return take(self, step, count, own)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Batches, "take", lambda self, *some: seen.append(some[:2]) or take(self, *some)
-        )
+        patch.setattr(Batches, "take", watched)
         restore = keras.callbacks.LambdaCallback(
             on_train_begin=lambda _: model.optimizer.iterations.assign(20)
         )
@@ -156,7 +158,7 @@ def test_it_goes_on_where_its_optimizer_is_and_stops_where_it_is_told_to() -> No
     ]  # fmt: skip
     assert run(model, batches, NOTHING, 2)[1:] == [("done", 0, {})]  # there is nothing left
 
-    class Stop(keras.callbacks.Callback):
+    class Stop(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
             self.model.stop_training = batch == 19
 
