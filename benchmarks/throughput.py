@@ -38,7 +38,7 @@ def main() -> None:
             times.append(time.time())
             seen.append((batch + 1) * parameters.batch_size)
 
-    training.train(run.model, run.batches, run.validation, 1, run.devices.strategy, [Clock()])
+    training.train(run.model, run.batches, run.validation, 1, [Clock()])
     figures = {
         "images_per_second": seen[-1] / (time.time() - times[0]),  # set-up, validation included
         "images_per_second_in_steps": np.median(np.diff(seen) / np.diff(times)),

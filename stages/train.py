@@ -121,25 +121,16 @@ def start(parameters: TrainParams, timeout: float) -> Run:
     checkpoint = paths.CHECKPOINTS / f"{name}.npz"
     resumes = parameters.checkpoint_every and checkpoint.exists()
     found.compare(hashes | {"checkpoint": tensors.sha256(checkpoint) if resumes else "0"})
-    keras.config.set_dtype_policy(parameters.precision)
-    data = batches.Batches(
-        images,
-        labels,
-        parameters.batch_size,
-        parameters.seed,
-        parameters.shift,
-        parameters.distortion,
-    )
+    recipe = parameters
+    size, classes = recipe.batch_size, labels.shape[1]
+    data = batches.Batches(images, labels, size, recipe.seed, recipe.shift, recipe.distortion)
+    steps = recipe.epochs * data.in_epoch
+    keras.config.set_dtype_policy(recipe.precision)
     with found.strategy.scope():
-        model = build(network.build, images.shape[1:], labels.shape[1], parameters.momentum)
+        model = build(network.build, images.shape[1:], classes, recipe.momentum)
         check_probabilities(model, images[:8])
-        training.compile_model(
-            model,
-            parameters.epochs * data.in_epoch,
-            parameters.learning_rate,
-            parameters.warmup,
-            parameters.label_smoothing,
-        )
+        rate, warmup = recipe.learning_rate, recipe.warmup
+        training.compile_model(model, steps, rate, warmup, recipe.label_smoothing)
     return Run(model, found, data, validation, checkpoint)
 
 
@@ -218,20 +209,11 @@ def main() -> None:
     watching.append(callbacks.Checkpoints(run.checkpoint, every, history, watching, chief))
     watching.append(callbacks.Progress(bar, parameters.batch_size))
     with bar, run.devices.together():
-        training.train(
-            run.model,
-            run.batches,
-            run.validation,
-            parameters.epochs,
-            run.devices.strategy,
-            watching,
-        )
+        training.train(run.model, run.batches, run.validation, parameters.epochs, watching)
     if not chief:
-        steps = callbacks.steps_done(run.model)
-        print(
-            f"worker {run.devices.worker} of {run.devices.workers}: "
-            f"trained on {steps * parameters.batch_size:,} images"
-        )
+        seen = callbacks.steps_done(run.model) * parameters.batch_size
+        own, workers = run.devices.worker, run.devices.workers
+        print(f"worker {own} of {workers}: trained on {seen:,} images")
         return
     figures = history.summary(callbacks.epoch_kept(watching, history))
     with ExitStack() as outputs:

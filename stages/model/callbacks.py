@@ -36,17 +36,9 @@ def callbacks() -> list[keras.callbacks.Callback]:
 
 
 def patience(epochs: int) -> list[keras.callbacks.Callback]:
-    """Return what `train.patience` asks for: stop after so many epochs that were no better.
-
-    The best weights are restored then, or at the end of the last epoch. 0 is no callback.
-    """
-    if not epochs:
-        return []
-    return [
-        keras.callbacks.EarlyStopping(
-            "val_cross_entropy", mode="min", patience=epochs, restore_best_weights=True
-        )
-    ]
+    """Return what stops after so many epochs without a better one, and restores it; 0: nothing."""
+    best = {"mode": "min", "patience": epochs, "restore_best_weights": True}
+    return [keras.callbacks.EarlyStopping("val_cross_entropy", **best)] if epochs else []
 
 
 def steps_done(model: keras.Model) -> int:

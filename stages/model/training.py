@@ -11,7 +11,7 @@ from stages.common.errors import StageError
 from stages.model import fused
 from stages.model.batches import Batches, Images, Labels
 
-Figures: TypeAlias = dict[str, float]
+Figures: TypeAlias = dict[str, Any]  # numbers, or arrays where a metric is one
 
 STEPS_PER_CALL = 20  # steps in one call into the graph, and between two rows of the history
 EVALUATION_BATCH = 100  # images; more is no faster and takes more memory
@@ -45,10 +45,9 @@ def train(
     batches: Batches,
     validation: tuple[Images, Labels],
     epochs: int,
-    strategy: tf.distribute.Strategy,
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
-    """Train `model`, compiled in the scope of `strategy`, and tell Keras `callbacks` of it.
+    """Train `model`, as it is compiled, where it was built, and tell Keras `callbacks` of it.
 
     This is `fit`, written out: Keras' own fails with several workers (its issue 20585), can take
     but one step a call with several devices, which costs 6 %, and clips gradients on each of them.
@@ -60,10 +59,9 @@ def train(
     `accuracy` and `cross_entropy`; and `learning_rate`: the same on all devices and workers.
     Raises StageError if there is not enough memory.
     """
-    with strategy.scope():
+    with model.distribute_strategy.scope():
         faster = fused.training_model(model)  # over the same variables
-    take_steps = _training_steps(model, faster, batches, strategy)
-    validate = _validation(model, faster, strategy)
+    take_steps, validate = _training_steps(model, faster, batches), _validation(model, faster)
     in_epoch = batches.in_epoch
     observers = keras.callbacks.CallbackList(callbacks, model=model, epochs=epochs, steps=in_epoch)
     model.stop_training = False
@@ -83,7 +81,8 @@ def train(
             step, position = step + count, position + count
             observers.on_train_batch_end(position - 1, calls[-1])
         logs = {
-            name: np.average([call[name] for call in calls], weights=counts) for name in calls[0]
+            name: np.average([call[name] for call in calls], axis=0, weights=counts)
+            for name in calls[0]
         }
         logs["learning_rate"] = calls[-1]["learning_rate"]
         if len(validation[0]):
@@ -93,11 +92,11 @@ def train(
 
 
 def _training_steps(
-    model: keras.Model, faster: keras.Model, batches: Batches, strategy: tf.distribute.Strategy
+    model: keras.Model, faster: keras.Model, batches: Batches
 ) -> Callable[[int, int], Figures]:
     """Return a function that takes `count` steps from `step` on, and returns their figures."""
-    variables, optimizer = model.trainable_variables, model.optimizer
-    replicas = strategy.num_replicas_in_sync
+    strategy, optimizer = model.distribute_strategy, model.optimizer
+    variables, replicas = model.trainable_variables, strategy.num_replicas_in_sync
     clips = any([optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue])
 
     def train_step(images: tf.Tensor, labels: tf.Tensor, index: tf.Tensor) -> None:
@@ -115,7 +114,7 @@ def _training_steps(
             total = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
             gradients = [gradient * _is_first() for gradient in total]
         optimizer.apply(gradients, variables)
-        _measure(model, images, labels, probabilities, loss * replicas)
+        _measure(model, images, labels, probabilities, loss)
 
     def train_steps(inputs: tuple[tf.Tensor, tf.Tensor], count: tf.Tensor) -> dict[str, tf.Tensor]:
         def body(index: tf.Tensor) -> tuple[tf.Tensor]:
@@ -125,7 +124,7 @@ def _training_steps(
         strategy.run(model.reset_metrics)
         tf.while_loop(lambda index: index < count, body, (0,), parallel_iterations=1)
         rate = tf.convert_to_tensor(optimizer.learning_rate)
-        return _figures(model, strategy) | {"learning_rate": rate}
+        return _figures(model) | {"learning_rate": rate}
 
     # Keras makes the variables of metrics when they first see a batch: not in the loop above.
     blank = tf.zeros([1, model.output_shape[-1]])
@@ -152,37 +151,35 @@ def _training_steps(
             raise StageError(
                 f"not enough memory for batches of {batches.size} images; lower train.batch_size"
             ) from None
-        return {name: float(figure) for name, figure in figures.items()}
+        return {name: figure.numpy() for name, figure in figures.items()}
 
     return take_steps
 
 
-def _validation(
-    model: keras.Model, faster: keras.Model, strategy: tf.distribute.Strategy
-) -> Callable[[Images, Labels], Figures]:
+def _validation(model: keras.Model, faster: keras.Model) -> Callable[[Images, Labels], Figures]:
     """Return a function of images and labels: the figures of the model as it is.
 
     Each replica has moving statistics of its own. Those of the first are saved with the model; so
     its figures are told to all, and all decide the same.
     """
-    replicas = strategy.num_replicas_in_sync
+    strategy = model.distribute_strategy
 
     def test_step(images: tf.Tensor, labels: tf.Tensor) -> None:
         labels = tf.cast(labels, tf.float32)
         probabilities = faster(images, training=False)
         loss = model.compute_loss(images, labels, probabilities, None, training=False)
-        _measure(model, images, labels, probabilities, loss * replicas)
+        _measure(model, images, labels, probabilities, loss)
 
     reset = _graph(lambda: strategy.run(model.reset_metrics))
     test = _graph(lambda *inputs: strategy.run(test_step, inputs))
-    result = _graph(lambda: _figures(model, strategy, of_the_first=True))
+    result = _graph(lambda: _figures(model, of_the_first=True))
 
     def validate(images: Images, labels: Labels) -> Figures:
         reset()
         for first in range(0, len(images), EVALUATION_BATCH):
             part = slice(first, first + EVALUATION_BATCH)
             test(tf.constant(images[part]), tf.constant(labels[part]))
-        return {name: float(figure) for name, figure in result().items()}
+        return {name: figure.numpy() for name, figure in result().items()}
 
     return validate
 
@@ -196,16 +193,16 @@ def _graph(function: Callable[..., Any]) -> Callable[..., Any]:
 def _measure(
     model: keras.Model, images: tf.Tensor, labels: tf.Tensor, outputs: tf.Tensor, loss: tf.Tensor
 ) -> None:
-    """Update this replica's compiled metrics with a batch, and the tracker of the loss."""
+    """Update this replica's compiled metrics, and the tracker of the loss, with a batch."""
     tracker = next(metric for metric in model.metrics if metric.name == "loss")
-    tracker.update_state(loss, sample_weight=tf.shape(images)[0])
+    whole = loss * model.distribute_strategy.num_replicas_in_sync
+    tracker.update_state(whole, sample_weight=tf.shape(images)[0])
     model.compute_metrics(images, labels, outputs)
 
 
-def _figures(
-    model: keras.Model, strategy: tf.distribute.Strategy, of_the_first: bool = False
-) -> dict[str, tf.Tensor]:
+def _figures(model: keras.Model, of_the_first: bool = False) -> dict[str, tf.Tensor]:
     """Return the compiled metrics since their reset: the replicas' mean, or those of the first."""
+    strategy = model.distribute_strategy
 
     def share() -> dict[str, tf.Tensor]:
         part = _is_first() if of_the_first else 1 / strategy.num_replicas_in_sync

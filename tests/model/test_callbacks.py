@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
 from tqdm import tqdm
 
 from stages.common.errors import StageError
@@ -236,9 +235,8 @@ def test_any_callback_of_keras_works(tmp_path: Path) -> None:
     ]
     if find_spec("tensorboard"):
         some.append(kinds.TensorBoard(str(tmp_path / "logs"), update_freq=1))
-    alone = tf.distribute.get_strategy()
     batches = Batches(images, labels, 4, 1)
-    training.train(trained, batches, (images, labels), 9, alone, some)
+    training.train(trained, batches, (images, labels), 9, some)
 
     assert [epoch for epoch, _ in told] == [0, 1]  # it never becomes so much better
     log = pd.read_csv(tmp_path / "log.csv")
@@ -255,5 +253,5 @@ def test_any_callback_of_keras_works(tmp_path: Path) -> None:
         assert list((tmp_path / "logs").rglob("events*"))
 
     again = model(0.1)  # after a kill, a third epoch
-    training.train(again, batches, (images, labels), 3, alone, [backup])
+    training.train(again, batches, (images, labels), 3, [backup])
     assert int(again.optimizer.iterations.numpy()) == 36

@@ -15,7 +15,6 @@ from stages.common.errors import StageError
 from stages.model import network, training
 from stages.model.batches import Batches
 
-ALONE = tf.distribute.get_strategy()
 Split = tuple[np.ndarray, np.ndarray]
 NOTHING: Split = (np.zeros((0, 8, 8, 1), np.uint8), np.zeros((0, 3), np.uint8))
 Told = list[tuple[str, int, dict[str, float]]]
@@ -69,7 +68,7 @@ def run(
 ) -> Told:
     """Train; return what callbacks were told."""
     told: Told = []
-    training.train(model, batches, validation, epochs, ALONE, [Listener(told), *more])
+    training.train(model, batches, validation, epochs, [Listener(told), *more])
     return told
 
 
@@ -259,7 +258,7 @@ for name, compiled in COMPILED.items():
             model = build(compiled)
         told = []
         listen = keras.callbacks.LambdaCallback(on_epoch_end=lambda _, logs: told.append(logs))
-        training.train(model, data, (images, labels), 1, found.strategy, [listen])
+        training.train(model, data, (images, labels), 1, [listen])
         report[name][choice] = [array.tolist() for array in model.get_weights()]
         report[name][choice + " logs"] = told
         report[name][choice + " devices"] = found.strategy.num_replicas_in_sync
