@@ -264,7 +264,7 @@ class Setup:
         monkeypatch.setattr(training, "train", self._train)
 
     def _train(self, *arguments: Any) -> None:
-        self.model, self.batches, self.validation, self.epochs, _, self.callbacks = arguments
+        self.model, self.batches, self.validation, self.epochs, self.callbacks = arguments
         raise KeyboardInterrupt
 
     def start(self, **changes: Any) -> Any:
