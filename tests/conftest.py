@@ -24,7 +24,6 @@ PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stag
 STAGES = list(PIPELINE)
 CLASSES = ["circle", "7", "NA"]  # class names are text, whatever they look like
 SHAPE = (12, 12)
-COVERAGE = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 
 # The network wants images that two poolings leave something of; the rest is as small as can be.
 SMALL_PARAMS: dict[str, dict[str, Any]] = {
@@ -78,9 +77,7 @@ class Project:
         return self._python("-m", "tools.verify", *arguments, **options)
 
     def _python(self, *arguments: str, **options: Any) -> str:
-        # Coverage is measured here and not under DVC, which it makes half as fast.
-        env = {name: os.environ[name] for name in COVERAGE if name in os.environ}
-        return self.run(sys.executable, *arguments, env=env | options.pop("env", {}), **options)
+        return self.run(sys.executable, *arguments, **options)
 
     def commit(self, message: str) -> None:
         self.git("add", "-A")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from conftest import COVERAGE, ROOT
+from conftest import ROOT
 
 OUTPUTS = ("data/model/model.keras", "metrics/history.csv", "metrics/training.json")
 PARAMS: dict[str, Any] = {
@@ -39,8 +39,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        kept = {name: value for name, value in os.environ.items() if name not in COVERAGE}
-        self.environment = kept | {"PYTHONPATH": str(ROOT)}
+        self.environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.limits: dict[str, float] = {"worker_timeout": 60}
         self.command = [sys.executable, "-m", "stages.train"]
         (path / "data/tensors").mkdir(parents=True)
