@@ -24,7 +24,7 @@ from stages.figures import drawing, names
 class PlotParams(params.Section):
     """The `plot` section of params.yaml."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)  # as NumPy wants it
 
 
 def read_table(path: Path, columns: set[str], **options: Any) -> pd.DataFrame:

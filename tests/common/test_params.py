@@ -57,6 +57,7 @@ def with_value(section: str, key: str, value: str) -> str:
         ("preprocess.max_images", "-1", "must be greater than or equal to 0, got -1"),
         ("preprocess.max_images", "all", "must be a valid integer, got all"),
         ("evaluate.threads", "0", "must be greater than or equal to 1, got 0"),
+        ("plot.seed", "1732780000000", "must be less than 4294967296, got 1732780000000"),
         ("plot.seed", "x", "must be a valid integer, got x"),
     ],
 )
