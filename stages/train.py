@@ -11,6 +11,7 @@ go into `callbacks` in stages/model/callbacks.py.
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import metadata
@@ -99,8 +100,8 @@ def start(parameters: TrainParams, timeout: float) -> Run:
     """
     if parameters.precision == "mixed_bfloat16" and parameters.instructions == "avx2":
         raise StageError(
-            f"{paths.PARAMS}: train.precision must be float32 where train.instructions is avx2, "
-            f"which has no bfloat16; got {parameters.precision}"
+            f"{paths.PARAMS}: train.precision must be float32 where train.instructions is "
+            f"avx2, which has no bfloat16; got {parameters.precision}"
         )
     (images, labels), validation = load(parameters)
     runtime.start(parameters.seed, parameters.threads, parameters.instructions)
@@ -156,8 +157,17 @@ def build(
     momentum: float,
 ) -> "keras.Model":
     """Call `network`; raise StageError if the model does not fit the images or the classes."""
+    from stages.model import model_file
+
     try:
         model = network(image_shape, classes, momentum)
+    except NotADirectoryError as error:
+        if not str(error.filename).startswith(os.devnull):  # where `runtime` sends downloads to
+            raise
+        raise StageError(
+            f"{NETWORK}: would download weights, and no commit would say which; put them into a "
+            "file that dvc.yaml names, as CONTRIBUTING.md says under 'Add a layer'"
+        ) from None
     except ValueError as error:
         if "negative" not in str(error):  # Keras' word for a layer that leaves no pixel
             raise
@@ -166,11 +176,7 @@ def build(
             f"{image_shape[0]}x{image_shape[1]} pixels, down to nothing; take out a pooling layer, "
             "or use larger images"
         ) from None
-    if model.output_shape != (None, classes):
-        raise StageError(
-            f"{NETWORK}: the last layer gives {model.output_shape[1:]} for an image; it must give "
-            f"({classes},), a probability for each class"
-        )
+    model_file.check(model, image_shape, classes)
     return model
 
 

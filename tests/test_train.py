@@ -206,7 +206,7 @@ def ending_in(**settings: Any) -> Network:
         ({"activation": "sigmoid"}, 'no probabilities; give it activation="softmax"'),
         ({"activation": "relu"}, 'no probabilities; give it activation="softmax"'),
         ({"activation": "softmax", "dtype": None}, 'gives bfloat16; give it dtype="float32"'),
-        ({"activation": "softmax", "units": 9}, "the last layer gives (9,) for an image; it must"),
+        ({"activation": "softmax", "units": 9}, "and (None, 9); it must"),
     ],
 )
 def test_a_last_layer_that_gives_no_probabilities(
