@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What each recipe changes in params.yaml; docs/results.md gives the same as `dvc exp run -S ...`.
 RECIPES: dict[str, list[str]] = {
     "default": [],
-    "avx2": ["train.instructions=avx2", "evaluate.instructions=avx2"],
+    "portable": ["train.instructions=portable", "evaluate.instructions=portable"],
     "two-devices": ["train.strategy=mirrored"],
     "tutorial": [
         "preprocess.validation_size=0",
@@ -77,22 +77,28 @@ def stage(name: str, folder: Path, module: str = "") -> float:
     return time.perf_counter() - start
 
 
-def run(settings: list[str], seeds: int, folder: Path, train: str = "") -> list[dict[str, float]]:
-    """Train and evaluate with seeds 0, 1, ...; return a dict of figures for each."""
+def prepare(settings: list[str], folder: Path) -> dict[str, Any]:
+    """Copy the project into a folder and fetch and preprocess there; return its parameters."""
     for name in ("stages", "data/mirror", "data/datasets.yaml"):
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for setting in settings:
         change(params, setting)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    for name in ("fetch", "preprocess"):
+        stage(name, folder)
+    return params
+
+
+def run(settings: list[str], seeds: int, folder: Path, train: str = "") -> list[dict[str, float]]:
+    """Train and evaluate with seeds 0, 1, ...; return a dict of figures for each."""
+    params = prepare(settings, folder)
     rows = []
     for seed in tqdm(range(seeds), desc="seeds", unit="run"):
         params["train"]["seed"] = seed
         (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-        # The data do not depend on the seed of training.
-        for name in [] if seed else ["fetch", "preprocess"]:
-            stage(name, folder)
         seconds = stage("train", folder, train)
         stage("evaluate", folder)
         training, test = (

@@ -32,7 +32,7 @@ def predict(images: tensors.UInt8, classes: int, parameters: EvaluateParams) -> 
     # TensorFlow takes seconds to import, and must be set up first.
     import tensorflow as tf
 
-    from stages.model import model_file
+    from stages.model import fused, model_file
 
     model = model_file.load(paths.MODEL)
     trained, test = (*model.input_shape[1:], *model.output_shape[1:]), (*images.shape[1:], classes)
@@ -42,7 +42,8 @@ def predict(images: tensors.UInt8, classes: int, parameters: EvaluateParams) -> 
             f"{trained}, but those of the test tensors are {test}; run `dvc repro`"
         )
     # Not model.predict: its tf.data pipeline logs an error where the last batch is smaller.
-    network = tf.function(lambda batch: model(batch, training=False), autograph=False)
+    faster = fused.training_model(model)
+    network = tf.function(lambda batch: faster(batch, training=False), autograph=False)
     size = parameters.batch_size
     batches = [network(images[i : i + size]).numpy() for i in range(0, len(images), size)]
     return np.concatenate(batches).astype(np.float64)

@@ -98,10 +98,10 @@ def start(parameters: TrainParams, timeout: float) -> Run:
 
     `timeout` is how many seconds to wait for other workers. Raises StageError.
     """
-    if parameters.precision == "mixed_bfloat16" and parameters.instructions == "avx2":
+    if parameters.precision == "mixed_bfloat16" and parameters.instructions == "portable":
         raise StageError(
             f"{paths.PARAMS}: train.precision must be float32 where train.instructions is "
-            f"avx2, which has no bfloat16; got {parameters.precision}"
+            f"portable, which has no bfloat16; got {parameters.precision}"
         )
     (images, labels), validation = load(parameters)
     runtime.start(parameters.seed, parameters.threads, parameters.instructions)

@@ -307,8 +307,8 @@ def test_the_setup_is_what_the_parameters_say(
 
 
 def test_bfloat16_needs_instructions_that_have_it(here: Folder) -> None:
-    here.write_params(precision="mixed_bfloat16", instructions="avx2")
-    refuses(here, "train.precision must be float32 where train.instructions is avx2")
+    here.write_params(precision="mixed_bfloat16", instructions="portable")
+    refuses(here, "train.precision must be float32 where train.instructions is portable")
 
 
 def test_a_checkpoint_is_of_all_that_decides_the_result(

@@ -6,30 +6,28 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, TypeAlias
-
-CPUINFO = Path("/proc/cpuinfo")
 
 # Keras imports these where they are installed, for layers and functions that are not used here.
 UNUSED = ("PIL", "matplotlib", "pandas", "scipy", "sklearn")
 
-Instructions: TypeAlias = Literal["native", "avx2"]
+Instructions: TypeAlias = Literal["native", "portable"]
 
 
 def start(seed: int, threads: int, instructions: Instructions) -> None:
     """Import TensorFlow and Keras and pin everything that decides the bits of a result.
 
     `seed` is for the generators of Python, NumPy and Keras. The bits depend on `threads`, the
-    number of threads that share an operation, and not on the number of cores. `instructions` limits
-    those that the CPU may use: with "avx2" the bits are the same on all x86 CPUs that have them.
+    number of threads that share an operation, and not on the number of cores. With "portable"
+    `instructions` the bits are the same on all x86-64 CPUs that have AVX.
 
     Call this once, before anything else imports TensorFlow.
     """
     # The default depends on the CPU, so another CPU would use other kernels.
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
-    # TensorFlow's own kernels need no limit: they are compiled for AVX.
-    os.environ["ONEDNN_MAX_CPU_ISA"] = "ALL" if instructions == "native" else "AVX2"
+    # TensorFlow's own kernels need no limit: they are compiled for AVX. With AVX2, oneDNN cuts
+    # large matrix products by the size of the caches, and so sums differ from CPU to CPU.
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "ALL" if instructions == "native" else "AVX"
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["KERAS_HOME"] = os.devnull  # no keras.json, so that Keras has its own defaults
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -45,23 +43,6 @@ def start(seed: int, threads: int, instructions: Instructions) -> None:
         tf.config.experimental.enable_op_determinism()
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
-
-
-def has_fast_bfloat16() -> bool:
-    """Return whether training in bfloat16 is faster than in float32 here; call `start` first.
-
-    True on a GPU. On a CPU, Linux' /proc/cpuinfo decides; without that file the answer is False.
-    Intel's avx512_bf16 alone does not count: a Xeon with it took 1.4 times as long as in float32.
-    """
-    import tensorflow as tf
-
-    if tf.config.list_physical_devices("GPU"):
-        return True
-    try:
-        words = set(CPUINFO.read_text(encoding="utf-8").split())
-    except OSError:
-        return False
-    return bool(words & {"amx_bf16", "bf16"}) or {"AuthenticAMD", "avx512_bf16"} <= words
 
 
 @contextmanager

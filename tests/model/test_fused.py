@@ -1,6 +1,7 @@
 """The model to train with, against stock Keras: the same function whatever the network is."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -9,7 +10,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from stages.model import fused, network
+from stages import evaluate
+from stages.model import fused, network, runtime
 
 SHAPE = (12, 12, 1)
 LABELS = np.eye(10, dtype=np.float32)[[0, 1, 2, 3, 4, 5, 6, 9]]
@@ -39,6 +41,10 @@ def norm(**changes: Any) -> Edit:
     return lambda x, s: layers.BatchNormalization.from_config(s | changes)(x)
 
 
+def norm_of(settings: dict[str, Any]) -> layers.Layer:
+    return layers.BatchNormalization.from_config(settings)
+
+
 class Centred(layers.BatchNormalization):  # type: ignore[misc] # Keras has no types
     """A normalisation of a user's own, which computes something else."""
 
@@ -58,6 +64,8 @@ EDITS: dict[str, dict[str, Edit]] = {
     "a shortcut": {"norm2": lambda x, s: layers.Add(name="new")([x, norm()(x, s)])},
     "a normalisation of rows": {"norm1": norm(axis=1)},
     "a normalisation without gamma": {"norm2": norm(scale=False)},
+    "a normalisation without beta": {"norm3": norm(center=False)},
+    "a network inside": {"norm2": lambda x, s: keras.Sequential([norm_of(s)], name="inner")(x)},
     "a normalisation that is frozen": {"norm3": norm(trainable=False)},
     "a normalisation with another epsilon": {"norm1": norm(epsilon=0.5)},
     "a normalisation of one's own": {"norm1": lambda x, s: Centred.from_config(s)(x)},
@@ -126,11 +134,53 @@ def test_it_is_the_same_function_as_stock_keras(edit: str, images: tf.Tensor) ->
     )
 
 
-@pytest.mark.parametrize(("edit", "count"), [("as it is", 3), ("a normalisation of rows", 2)])
-def test_batch_normalisations_are_fused_where_they_can_be(edit: str, count: int) -> None:
-    trained = fused.training_model(edited(EDITS[edit]))
-    kinds = [type(layer) for layer in trained.layers]
-    assert kinds.count(fused.FusedBatchNormalization) == count
+@pytest.mark.parametrize(
+    ("edits", "count"),
+    [
+        ({}, 3),
+        (EDITS["a network inside"], 3),
+        (EDITS["a normalisation without gamma"], 3),
+        (EDITS["a normalisation that is frozen"], 3),
+        (EDITS["a normalisation of rows"], 2),
+        ({"norm1": norm(renorm=True)}, 2),
+        ({"norm1": norm(synchronized=True)}, 2),
+    ],
+)
+def test_batch_normalisations_are_fused_where_they_can_be(
+    edits: dict[str, Edit], count: int
+) -> None:
+    trained = fused.training_model(edited(edits))
+    both = tf.function(lambda x: [trained(x, training=t) for t in (True, False)], autograph=False)
+    graph = both.get_concrete_function(tf.TensorSpec([8, *SHAPE])).graph
+    operations = [operation.type for operation in graph.get_operations()]
+    assert operations.count("FusedBatchNormV3") == 2 * count
+    assert ("Rsqrt" in operations) == (count < 3)  # other bits on each make of CPU
+
+
+def test_a_compiled_model_may_have_a_loss_of_ones_own() -> None:
+    model = network.build(SHAPE, 10)
+    model.compile("adam", lambda actual, predicted: keras.ops.sum(actual - predicted, axis=-1))
+    assert not fused.training_model(model).compiled
+
+
+def test_evaluation_is_fused_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = randomised(network.build(SHAPE, 10))
+    path = tmp_path / "data/model/model.keras"
+    path.parent.mkdir(parents=True)
+    model.save(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "start", lambda *_: None)  # TensorFlow runs already
+    fast, calls = fused.FusedBatchNormalization.call, []
+    monkeypatch.setattr(
+        fused.FusedBatchNormalization, "call", lambda *a, **o: calls.append(o) or fast(*a, **o)
+    )
+    images = np.random.default_rng(6).integers(0, 256, (5, *SHAPE), np.uint8)
+    parameters = evaluate.EvaluateParams(batch_size=2, threads=1, instructions="portable")
+    probabilities = evaluate.predict(images, 10, parameters)
+    np.testing.assert_allclose(
+        probabilities, model.predict(images, verbose=0), rtol=2e-4, atol=1e-6
+    )
+    assert calls
 
 
 @pytest.mark.parametrize("edit", ["as it is", "a normalisation of rows"])
