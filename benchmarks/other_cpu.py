@@ -4,7 +4,8 @@
 
 Trains two steps and evaluates, with both settings of `instructions`, and compares the
 files that are written. Needs an emulator of user programs (Debian: qemu-user). Writes
-benchmarks/results/other_cpu.md and other_cpu.json. Takes about half an hour.
+benchmarks/results/other_cpu.md and other_cpu.json. Takes a quarter of an
+hour on a quiet machine.
 """
 
 import argparse
