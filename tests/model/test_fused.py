@@ -168,10 +168,14 @@ def test_evaluation_is_fused_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     model.save(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runtime, "start", lambda *_: None)  # TensorFlow runs already
-    fast, calls = fused.FusedBatchNormalization.call, []
-    monkeypatch.setattr(
-        fused.FusedBatchNormalization, "call", lambda *a, **o: calls.append(o) or fast(*a, **o)
-    )
+    fast = fused.FusedBatchNormalization.call
+    calls: list[dict[str, Any]] = []
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        return fast(*arguments, **options)
+
+    monkeypatch.setattr(fused.FusedBatchNormalization, "call", note)
     images = np.random.default_rng(6).integers(0, 256, (5, *SHAPE), np.uint8)
     parameters = evaluate.EvaluateParams(batch_size=2, threads=1, instructions="portable")
     probabilities = evaluate.predict(images, 10, parameters)

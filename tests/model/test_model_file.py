@@ -248,7 +248,9 @@ REFUSED: dict[str, Callable[[], keras.Model]] = {
         through(Unregistered(2.0))
     ),
     "again: Could not interpret .*identifier; ": lambda: through(layers.Dense(2, lambda x: x)),
-    "must override .get_config.* to be serializable; ": lambda: through(Times(np.ones(1))),
+    "must override .get_config.* to be serializable; ": lambda: through(
+        Times(np.ones(1))  # type: ignore[arg-type] # on purpose
+    ),
     "gives other probabilities once it is saved and loaded; ": lambda: through(Forgetful()),
     r"build must return keras.Model\(inputs, outputs\) .* returns Subclass; ": Subclass,
     r"takes and gives \(8, 4, 4, 1\) and \(8, 3\); ": lambda: through(batch_size=8),
