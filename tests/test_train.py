@@ -199,10 +199,15 @@ def ending_in(**settings: Any) -> Network:
     return build
 
 
+def adding_up_to_one(x: Any) -> Any:
+    return x / keras.ops.sum(x, axis=-1, keepdims=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({}, "the last layer gives -"),
+        ({"activation": adding_up_to_one}, "which are no probabilities"),
         ({"activation": "sigmoid"}, 'no probabilities; give it activation="softmax"'),
         ({"activation": "relu"}, 'no probabilities; give it activation="softmax"'),
         ({"activation": "softmax", "dtype": None}, 'gives bfloat16; give it dtype="float32"'),
