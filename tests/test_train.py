@@ -199,7 +199,7 @@ def ending_in(**settings: Any) -> Network:
     return build
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("tests")  # type: ignore[untyped-decorator]
 def adding_up_to_one(x: Any) -> Any:
     return x / keras.ops.sum(x, axis=-1, keepdims=True)
 
