@@ -11,14 +11,11 @@ go into `callbacks` in stages/model/callbacks.py.
 """
 
 import hashlib
-import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
     import keras
 
     from stages.model import batches, devices
-
-NETWORK = "stages/model/network.py"
 
 
 class TrainParams(params.Section):
@@ -82,8 +77,8 @@ def load(parameters: TrainParams) -> tuple[tuple[tensors.UInt8, tensors.UInt8], 
         )
     if labels.any(axis=0).sum() < 2:
         raise StageError(
-            f"{paths.TENSORS}/train_labels.npy: all images are of one class; "
-            "raise preprocess.max_images"
+            f"{paths.TENSORS}/train_labels.npy: all images are of one class; check the labels of "
+            "the data set, and preprocess.max_images"
         )
     if parameters.patience and not len(validation[0]):
         raise StageError(
@@ -108,7 +103,7 @@ def start(parameters: TrainParams, timeout: float) -> Run:
     # Imported here, because TensorFlow takes seconds and must be set up first.
     import keras
 
-    from stages.model import batches, devices, network, training
+    from stages.model import batches, checks, devices, training
 
     if parameters.checkpoint_every % training.STEPS_PER_CALL:
         raise StageError(
@@ -128,8 +123,7 @@ def start(parameters: TrainParams, timeout: float) -> Run:
     steps = recipe.epochs * data.in_epoch
     keras.config.set_dtype_policy(recipe.precision)
     with found.strategy.scope():
-        model = build(network.build, images.shape[1:], classes, recipe.momentum)
-        check_probabilities(model, images[:8])
+        model = checks.build(images.shape[1:], classes, recipe.momentum)
         rate, warmup = recipe.learning_rate, recipe.warmup
         training.compile_model(model, steps, rate, warmup, recipe.label_smoothing)
     return Run(model, found, data, validation, checkpoint)
@@ -148,50 +142,6 @@ def versions(parameters: TrainParams) -> dict[str, str]:
         "tensors": paths.MANIFEST.read_text("utf-8"),  # which has the hash of each tensor
     }
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-
-
-def build(
-    network: Callable[[tuple[int, int, int], int, float], "keras.Model"],
-    image_shape: tuple[int, int, int],
-    classes: int,
-    momentum: float,
-) -> "keras.Model":
-    """Call `network`; raise StageError if the model does not fit the images or the classes."""
-    from stages.model import model_file
-
-    try:
-        model = network(image_shape, classes, momentum)
-    except NotADirectoryError as error:
-        if not str(error.filename).startswith(os.devnull):  # where `runtime` sends downloads to
-            raise
-        raise StageError(
-            f"{NETWORK}: would download weights, and no commit would say which; put them into a "
-            "file that dvc.yaml names, as CONTRIBUTING.md says under 'Add a layer'"
-        ) from None
-    except ValueError as error:
-        if "negative" not in str(error):  # Keras' word for a layer that leaves no pixel
-            raise
-        raise StageError(
-            f"{NETWORK}: the network pools the images in {paths.TENSORS}, of "
-            f"{image_shape[0]}x{image_shape[1]} pixels, down to nothing; take out a pooling layer, "
-            "or use larger images"
-        ) from None
-    model_file.check(model, image_shape, classes)
-    return model
-
-
-def check_probabilities(model: "keras.Model", images: tensors.UInt8) -> None:
-    """Raise StageError if `model` gives anything but probabilities, in float32, for `images`."""
-    outputs = model(images, training=False).numpy()
-    if outputs.dtype != np.float32:
-        raise StageError(
-            f'{NETWORK}: the last layer gives {outputs.dtype}; give it dtype="float32"'
-        )
-    if outputs.min() < 0 or not np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
-        raise StageError(
-            f"{NETWORK}: the last layer gives {outputs[0].min():.3g} to {outputs[0].max():.3g} for "
-            'an image, which are no probabilities; give it activation="softmax"'
-        )
 
 
 def main() -> None:

@@ -225,7 +225,7 @@ def test_a_last_layer_that_gives_no_probabilities(
 
 def test_images_too_small_for_two_poolings(here: Folder) -> None:
     here.write_tensors(range(8), size=3)
-    refuses(here, "stages/model/network.py: the network pools the images in ", "of 3x3 pixels")
+    refuses(here, "stages/model/network.py: the network pools images of 3x3 pixels down ")
 
 
 @pytest.mark.slow

@@ -1,15 +1,12 @@
 """The model file: the same bytes for the same model, and stock Keras loads it."""
 
-import itertools
 import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import pytest
@@ -17,7 +14,7 @@ from conftest import ROOT, Project, contents
 from keras import layers
 
 from stages.common.errors import StageError
-from stages.model import fused, model_file
+from stages.model import model_file
 
 SHAPE = (4, 4, 1)
 
@@ -177,141 +174,3 @@ def test_training_again_helps_where_dvc_takes_it_for_the_model(finished: Project
     assert finished.stage("evaluate", status=1).endswith(f"; run `{remedy}`\n")
     finished.run(*remedy.split())
     assert contents(finished) == before
-
-
-# Networks that users write
-
-
-@keras.saving.register_keras_serializable("tests")
-class Times(layers.Layer):  # type: ignore[misc] # Keras has no types
-    """A layer of a user's own, with a setting."""
-
-    def __init__(self, factor: float, **options: Any) -> None:
-        super().__init__(**options)
-        self.factor = factor
-
-    def call(self, x: Any) -> Any:
-        return x * self.factor
-
-
-class Unregistered(Times):
-    pass
-
-
-@keras.saving.register_keras_serializable("tests")
-class Forgetful(Times):
-    """Takes a setting from elsewhere, so that the file does not hold it."""
-
-    number = itertools.count(1)
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(next(self.number), **options)
-
-    def get_config(self) -> dict[str, Any]:
-        return layers.Layer.get_config(self)  # type: ignore[no-any-return]
-
-
-class Subclass(keras.Model):  # type: ignore[misc] # Keras has no types
-    pass
-
-
-def through(*between: Any, batch_size: int | None = None, last: Any = None) -> keras.Model:
-    """Return a network with these layers or functions between its first and its last."""
-    x = image = keras.Input(SHAPE, batch_size, name="image")
-    for layer in (*between, layers.Flatten(), last or layers.Dense(3, "softmax")):
-        x = layer(x)
-    return keras.Model(image, x)
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        lambda: through(),
-        lambda: through(Times(2.0), lambda x: x / 255, keras.ops.abs, layers.Dropout(0.5)),
-        lambda: through(layers.Dense(2, activation="relu", kernel_regularizer="l2")),
-        lambda: through(keras.Sequential([layers.Dense(2), layers.BatchNormalization()])),
-        lambda: keras.Sequential([layers.Flatten(), layers.Dense(3, "softmax")]),
-    ],
-)
-def test_networks_that_can_train(network: Callable[[], keras.Model]) -> None:
-    model = network()
-    model_file.check(model, SHAPE, 3)
-    assert fused.training_model(model)(np.zeros((5, *SHAPE))).shape == (5, 3)
-
-
-REFUSED: dict[str, Callable[[], keras.Model]] = {
-    # A part of what is said, and a network of which it is.
-    "again: Requested .* `Lambda` .*; in place of a Lambda layer write what it ": lambda: through(
-        layers.Lambda(lambda x: x / 255)
-    ),
-    "locate class 'Unregistered'; .*with @keras.saving.register_keras_serializable": lambda: (
-        through(Unregistered(2.0))
-    ),
-    "again: Could not interpret .*identifier; ": lambda: through(layers.Dense(2, lambda x: x)),
-    "must override .get_config.* to be serializable; ": lambda: through(
-        Times(np.ones(1))  # type: ignore[arg-type] # on purpose
-    ),
-    "gives other probabilities once it is saved and loaded; ": lambda: through(Forgetful()),
-    r"build must return keras.Model\(inputs, outputs\) .* returns Subclass; ": Subclass,
-    r"takes and gives \(8, 4, 4, 1\) and \(8, 3\); ": lambda: through(batch_size=8),
-    r"and \(None, 2\); .* give \(None, 4, 4, 1\) and \(None, 3\): images from ": lambda: through(
-        last=layers.Dense(2, "softmax")
-    ),
-}
-
-
-@pytest.mark.parametrize("words", REFUSED)
-def test_networks_that_cannot(words: str) -> None:
-    with pytest.raises(StageError, match=f"^stages/model/network.py: .*{words}") as raised:
-        model_file.check(REFUSED[words](), SHAPE, 3)
-    assert len(str(raised.value)) < 500
-
-
-OF_A_USER = """
-import keras
-from keras import layers
-
-
-@keras.saving.register_keras_serializable()
-class Scale(layers.Layer):
-    def __init__(self, factor=1.0, **options):
-        super().__init__(**options)
-        self.factor = factor
-
-    def call(self, x):
-        return x * self.factor
-
-
-def build(image_shape, classes, momentum=0.99):
-    base = keras.Sequential([keras.Input(image_shape), layers.Conv2D(4, 3)], name="base")
-    base.load_weights("data/pretrained.weights.h5")
-    base.trainable = False
-    norm, last = layers.BatchNormalization(), layers.Dense(classes, "softmax", dtype="float32")
-    return keras.Sequential([Scale(1 / 255), base, norm, layers.Flatten(), last])
-"""
-DOWNLOAD = "keras.applications.MobileNetV2((32, 32, 3), include_top=False)"
-
-
-def test_own_layers_and_pretrained_weights_work_through_all_stages(project: Project) -> None:
-    base = keras.Sequential([keras.Input((12, 12, 1)), layers.Conv2D(4, 3)])
-    base.save_weights(project.path / "data/pretrained.weights.h5")
-    project.dvc("add", "data/pretrained.weights.h5")
-    pipeline = project.path / "dvc.yaml"
-    before, train, after = pipeline.read_text().partition("    cmd: python -m stages.train\n")
-    deps = "    deps:\n"
-    after = after.replace(deps, f"{deps}    - data/pretrained.weights.h5\n", 1)
-    pipeline.write_text(before + train + after)
-    network = project.path / "stages/model/network.py"
-    network.write_text(OF_A_USER)
-    assert "test accuracy" in project.dvc("repro", "evaluate")
-    with zipfile.ZipFile(project.path / "data/model/model.keras") as archive:
-        assert b"Scale" in archive.read("config.json")
-        archive.extract("model.weights.h5", project.path)
-    with h5py.File(project.path / "model.weights.h5") as file:
-        kept = file["layers/sequential/layers/conv2d/vars/0"][()]
-    np.testing.assert_array_equal(kept, base.get_weights()[0])
-
-    network.write_text(OF_A_USER.replace("    base.load", f"    {DOWNLOAD}\n    base.load"))
-    assert "error: stages/model/network.py: would download weights, and no commit would say " in (
-        project.stage("train", status=1)
-    )
