@@ -135,7 +135,8 @@ def versions(parameters: TrainParams) -> dict[str, str]:
     `checkpoint_every` is left out, because it changes no result.
     """
     libraries = [metadata.version(name) for name in ("keras", "numpy", "tensorflow")]
-    code = sorted(Path(stages.__path__[0]).rglob("*.py"))
+    root = Path(stages.__path__[0])
+    code = sorted([*root.glob("common/*.py"), *root.glob("model/*.py"), *root.glob("train.py")])
     texts = {
         "code": "\n".join([*libraries, *(file.read_text("utf-8") for file in code)]),
         "parameters": parameters.model_dump_json(exclude={"checkpoint_every"}),

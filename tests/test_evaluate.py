@@ -119,7 +119,7 @@ def test_a_damaged_or_missing_model_is_one_line(finished: Project) -> None:
     model.unlink()
     model.write_bytes(content)
     printed = finished.stage("evaluate", status=1)
-    assert printed.startswith(f"error: {MODEL}: not a model that Keras ")
+    assert printed.startswith(f"error: {MODEL}: is damaged: ")
     assert "make verify" in printed
     assert printed.count("\n") == 1
     assert (finished.path / "metrics/metrics.json").read_bytes() == before

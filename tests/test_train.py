@@ -335,10 +335,10 @@ def test_a_checkpoint_is_of_all_that_decides_the_result(
     others.add(name())
     setup.here.write_tensors(range(26))
     assert name() == first
-    code = tmp_path / "code"
-    code.mkdir()
+    code = tmp_path / "code/model"
+    code.mkdir(parents=True)
     (code / "new.py").write_text("1")
-    monkeypatch.setattr(stages, "__path__", [str(code)])
+    monkeypatch.setattr(stages, "__path__", [str(code.parent)])
     others.add(name())
     (code / "new.py").write_text("2")
     others.add(name())
