@@ -7,40 +7,32 @@ Writes  data/mirror/NAME/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz
         data/mirror/NAME/pictures.csv   which picture each image is: part, index, class, picture
         data/datasets.yaml              the entry NAME
 
-Nothing is written before everything is read. The packed images are in memory, a byte a pixel: 47 MB
-for 60,000 of 28x28.
+Nothing is written before everything is read. The packed images are in memory, two bytes a pixel:
+94 MB for 60,000 of 28x28.
 """
 
 import argparse
-import csv
 import gzip
 import hashlib
-import json
+import io
 import os
 import re
-import warnings
-import zipfile
-import zlib
-from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import yaml
+import pandas as pd
 from PIL import Image, ImageOps
+from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from stages.common import errors, files, params, paths
 from stages.common.errors import StageError
-from stages.common.tensors import UInt8, describe
-from stages.dataset import catalogue, idx
+from stages.common.tensors import UInt8
+from stages.dataset import idx
 
-NPZ_KEYS = (
-    ("x_train", "y_train", "x_test", "y_test"),
-    ("train_images", "train_labels", "test_images", "test_labels"),
-)
-
-_STEPS = 300  # of training, at least: 1,800 scans of digits need about as many
+KERAS = ("x_train", "y_train", "x_test", "y_test")
+MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 class Picture(NamedTuple):
@@ -51,163 +43,89 @@ class Picture(NamedTuple):
     source: Path | UInt8
 
 
-class Pictures(NamedTuple):
-    """Everything that is to be packed."""
-
-    classes: list[str]
-    train: list[Picture]
-    test: list[Picture]
-
-
-def folders(parent: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted as Keras and torchvision sort them."""
-    return sorted(path.name for path in parent.iterdir() if path.is_dir() and path.name[0] != ".")
-
-
-def find(parent: Path, left_out: Counter[str]) -> tuple[list[str], list[Picture]]:
-    """Return the classes and their pictures, however deep in the folder of a class they are.
-
-    Counts the files that are left out. Raises StageError unless there are two classes or more,
-    with a picture in each.
-    """
-    Image.init()
-    readable = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    classes, pictures = folders(parent), []
-    if len(classes) < 2:
-        raise StageError(
-            f"{parent}: must have a folder of pictures for each class, at least two, but has "
-            f"{len(classes)}; move the pictures of each class into a folder with its name"
-        )
-    for path in sorted(path for path in parent.rglob("*") if not path.is_dir()):
-        inner = path.relative_to(parent).parts
-        hidden = any(part[0] == "." for part in inner)
-        if hidden or len(inner) == 1 or path.suffix.lower() not in readable:
-            left_out[path.suffix or path.name] += 1
-        else:
-            pictures.append(Picture(str(path), classes.index(inner[0]), path))
-    if empty := sorted(set(range(len(classes))) - {picture.label for picture in pictures}):
-        raise StageError(
-            f"{parent / classes[empty[0]]}: has no picture that can be read; add some or delete it"
-        )
-    return classes, pictures
-
-
-def mixed(pictures: list[Picture], seed: int) -> list[Picture]:
-    """Sort by a hash of the file name: a picture that is moved to another class keeps its place."""
-
-    def key(picture: Picture) -> tuple[bytes, str]:
-        file = os.fsencode(Path(picture.name).name)
-        return hashlib.sha256(b"%d %s" % (seed, file)).digest(), picture.name
-
-    return sorted(pictures, key=key)
+Pictures: TypeAlias = tuple[list[str], list[Picture], list[Picture]]  # classes, to train, to test
 
 
 def from_folder(folder: Path, share: float, seed: int) -> Pictures:
-    """Find all pictures; without a test/, the first `share` of each class, mixed, is for testing.
+    """Find the pictures; without a test/, `share` of each class is for testing.
 
-    So a class has as many as it can, but one at least, and when labels are corrected or pictures
-    added, nearly all others stay where they are.
+    The names of the files alone decide which: a picture moved to another class changes little else.
     """
-    left_out: Counter[str] = Counter()
-    names = folders(folder)
-    if {"train", "test"} <= {*names} and folders(folder / "train"):
-        classes, train = find(folder / "train", left_out)
-        tested, test = find(folder / "test", left_out)
-        if odd := sorted({*classes} ^ {*tested}):
-            raise StageError(
-                f"{folder}: only one of train/ and test/ has the class {odd[0]!r}; "
-                "both must have the same"
-            )
-        left_out.update(f"{name}/" for name in names if name not in ("train", "test"))
-    else:
-        classes, pictures = find(folder, left_out)
-        train, test = [], []
-        for label in range(len(classes)):
-            of_class = mixed([picture for picture in pictures if picture.label == label], seed)
-            count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
-            test += of_class[:count]
-            train += of_class[count:]
-        if not test:
-            raise StageError(f"{folder}: has one picture of each class; add some to test with")
+
+    def order(picture: Picture) -> bytes:
+        return hashlib.sha256(os.fsencode(f"{seed}/{Path(picture.name).name}")).digest()
+
+    train, test = list[Picture](), list[Picture]()
+    parts = [folder / "train", folder / "test"] if (folder / "test").is_dir() else [folder]
+    inside = [path for part in parts for path in part.iterdir() if path.is_dir()]
+    classes = sorted({path.name for path in inside if not path.name.startswith(".")})
+    for label, name in enumerate(classes):
+        first, *second = (sorted(find(part / name, label), key=order) for part in parts)
+        count = min(max(1, round(share * len(first))), len(first) - 1)
+        train += first if second else first[count:]
+        test += second[0] if second else first[:count]
+    left_out = sum(path.is_file() for path in folder.rglob("*")) - len(train) - len(test)
     if left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-        print(f"left out, because hidden or no picture of a class: {kinds}")
-    return Pictures(classes, mixed(train, seed), mixed(test, seed))
+        print(f"left out {left_out} files that are hidden or no pictures of a class")
+    return classes, sorted(train, key=order), sorted(test, key=order)
+
+
+def find(folder: Path, label: int) -> list[Picture]:
+    """Return the pictures of a class, however deep they are; raise StageError if it has none."""
+    pictures = [
+        Picture(str(path), label, path)
+        for path in sorted(folder.rglob("*"))
+        if Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not pictures:
+        raise StageError(f"{folder}: has no picture that can be read; add some or delete the class")
+    return pictures
 
 
 def from_npz(path: Path) -> Pictures:
-    """Read an .npz file; its classes are the labels that occur, sorted."""
+    """Read an .npz file; its classes are its labels, sorted."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            keys = next((keys for keys in NPZ_KEYS if {*keys} <= {*archive.files}), None)
-            if keys is None:
-                needed = ", or ".join(", ".join(keys) for keys in NPZ_KEYS)
-                raise StageError(f"{path}: must have {needed}, but has {', '.join(archive.files)}")
+            keys = KERAS if KERAS[0] in archive else MEDMNIST
             arrays = [archive[key] for key in keys]
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise StageError(f"{path}: not an .npz file of plain arrays ({error})") from None
-    for key, images, labels in zip(keys[::2], arrays[::2], arrays[1::2], strict=True):
-        if images.dtype != np.uint8 or (images.ndim != 3 and images.shape[3:] not in ((1,), (3,))):
-            raise StageError(
-                f"{path}: {key} must be uint8 of shape (N, height, width), (N, height, width, 1) "
-                f"or (N, height, width, 3), but is {describe(images)}; convert it"
-            )
-        if labels.dtype.kind not in "iuU" or labels.shape not in ((len(images),), (len(images), 1)):
-            raise StageError(
-                f"{path}: the labels of {key} must be whole numbers or names, of shape "
-                f"({len(images)},), but are {describe(labels)}; convert them"
-            )
-    classes, numbers = np.unique(np.append(arrays[1], arrays[3]), return_inverse=True)
-    if len(classes) < 2 or not len(arrays[0]) or not len(arrays[2]):
-        raise StageError(f"{path}: must have images to train, to test, and of two classes at least")
-    sources = [
-        (f"{path}/{key}[{i}]", image[..., 0] if image.shape[2:] == (1,) else image)
-        for key, images in zip(keys[::2], arrays[::2], strict=True)
-        for i, image in enumerate(images)
-    ]
-    pictures = [
-        Picture(name, int(number), image)
-        for (name, image), number in zip(sources, numbers, strict=True)
-    ]
-    count = len(arrays[0])
-    return Pictures([str(name) for name in classes], pictures[:count], pictures[count:])
-
-
-def border(picture: Image.Image) -> int:
-    """Return the median of a grey picture's outermost pixels: its background."""
-    pixels = np.asarray(picture)
-    return int(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
+        classes = np.unique(np.append(arrays[1], arrays[3]))
+        parts = []
+        for key, images, labels in ((keys[0], *arrays[:2]), (keys[2], *arrays[2:])):
+            names = [f"{path}/{key}[{index}]" for index in range(len(images))]
+            numbers = np.searchsorted(classes, labels.ravel()).tolist()
+            images = images.astype(np.uint8, casting="equiv")
+            parts.append([Picture(*of) for of in zip(names, numbers, images, strict=True)])
+    except Exception as error:  # a damaged file makes NumPy raise almost anything
+        raise StageError(
+            f"{path}: must be a folder, or an .npz file with {', '.join(KERAS)} (or "
+            f"{', '.join(MEDMNIST)}), images uint8 and a label for each, but: {error}"
+        ) from None
+    return [str(name) for name in classes], parts[0], parts[1]
 
 
 def read(
-    picture: Picture, size: tuple[int, int] | None = None, invert: bool = False
+    source: Path | UInt8, size: tuple[int, int] | None = None, invert: bool = False
 ) -> Image.Image:
     """Read a picture as 8-bit grey, upright, what is transparent in it white.
 
-    With a size (height, width), it is scaled to fit, and padded with its background. Of several
-    frames the first is taken. Raises StageError that names the picture.
+    With a size (height, width), it is scaled to fit, and padded with the median of its outermost
+    pixels. Of several frames the first is taken. If it is damaged, Pillow raises almost anything.
     """
-    source = picture.source
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(source) if isinstance(source, Path) else Image.fromarray(source) as opened,
-        ):
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits, which some formats have in 32
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("L")
-            if size:
-                image = ImageOps.pad(image, size[::-1], color=border(image))
-            return ImageOps.invert(image) if invert else image
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise StageError(
-            f"{picture.name}: not a picture that can be read ({why}); replace or delete it"
-        ) from None
+    image = Image.open(source) if isinstance(source, Path) else Image.fromarray(source.squeeze())
+    with image:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which some formats have in 32
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L")
+    if size:
+        pixels = np.asarray(image)
+        border = np.concatenate([*pixels[[0, -1]], *pixels.T[[0, -1]]])
+        image = ImageOps.pad(image, size[::-1], color=int(np.median(border)))
+    return ImageOps.invert(image) if invert else image
 
 
 def pack(pictures: list[Picture], size: tuple[int, int] | None, invert: bool) -> UInt8:
@@ -215,113 +133,58 @@ def pack(pictures: list[Picture], size: tuple[int, int] | None, invert: bool) ->
 
     Raises StageError if one cannot be read, or has another size than the first.
     """
-    first = np.asarray(read(pictures[0], size, invert))
-    packed = np.empty((len(pictures), *first.shape), np.uint8)
-    for index, picture in enumerate(tqdm(pictures, "pack", unit=" pictures", disable=None)):
-        image = np.asarray(read(picture, size, invert))
-        if image.shape != first.shape:
+    images: list[UInt8] = []
+    for name, _, source in tqdm(pictures, "pack", unit=" pictures", disable=None):
+        try:
+            images.append(np.asarray(read(source, size, invert)))
+        except Exception as error:
+            raise StageError(f"{name}: cannot be read ({error}); replace or delete it") from None
+        if images[-1].shape != images[0].shape:
             raise StageError(
-                f"{picture.name}: is {text(image.shape)} pixels, but {pictures[0].name} is "
-                f"{text(first.shape)}; scale them all, for example with --size 28"
+                f"{name}: has height and width {images[-1].shape}, but {pictures[0].name} has "
+                f"{images[0].shape}; scale them all, for example with --size 28"
             )
-        packed[index] = image
-    return packed
-
-
-def text(size: tuple[int, ...]) -> str:
-    """Return a size as --size takes it: height x width."""
-    return "x".join(map(str, size))
-
-
-def entry_of(name: str, replace: bool) -> dict[str, Any]:
-    """Return the texts of an entry: those of the old one, if there is one and it may be replaced.
-
-    Raises StageError if the name cannot be used.
-    """
-    # What YAML or the command line read as a number, a date or null would not find the entry.
-    if not re.fullmatch(r"\w[\w-]*", name, re.ASCII) or yaml.safe_load(name) != name:
-        raise StageError(
-            f"--name {name}: is not a name; take letters, digits, - and _, for example my-digits"
-        )
-    entry: dict[str, Any] = {"title": name, "licence": "not stated", "credit": "not stated"}
-    mirrors = [f"{paths.CATALOGUE.parent}/mirror/{name}/"]
-    if old := params.read_yaml(paths.CATALOGUE).get(name):
-        if old["mirrors"] != mirrors:
-            raise StageError(f"--name {name}: is taken in {paths.CATALOGUE}; choose another")
-        if not replace:
-            raise StageError(
-                f"--name {name}: is taken in {paths.CATALOGUE}; choose another, or give --replace"
-            )
-        entry = {key: old[key] for key in entry}
-    return entry | {"mirrors": mirrors}
-
-
-def with_entry(content: str, name: str, entry: dict[str, Any]) -> str:
-    """Return the text of the catalogue with an entry added, or in place of the one of that name.
-
-    All lines of other entries, and the comments before them, stay as they are.
-    """
-    texts = {key: value for key, value in entry.items() if key != "files"}
-    # JSON is YAML, and quotes what YAML would read as a number.
-    block = [f"{name}:"]
-    block += [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in texts.items()]
-    block += ["  files:"]
-    for file, pinned in entry["files"].items():
-        block += [f"    {file}:", *(f"      {key}: {value}" for key, value in pinned.items())]
-    lines = content.rstrip("\n").split("\n")
-    keys = [i for i, line in enumerate(lines) if re.match(r"[^\s#]", line)] + [len(lines)]
-    old = [i for i in keys[:-1] if re.match(rf"{name}\s*:", lines[i])]
-    if old:
-        end = keys[keys.index(old[0]) + 1]
-        while re.match(r"\s*(#|$)", lines[end - 1]):  # belongs to the next entry
-            end -= 1
-        lines[old[0] : end] = block
-    else:
-        lines += ["", *block]
-    return "\n".join(lines) + "\n"
+    return np.stack(images)
 
 
 def write(folder: Path, source: Path, pictures: Pictures, images: UInt8) -> dict[str, Any]:
     """Write the images and labels, and which picture is which; return what `files` must pin."""
-    kind = np.uint8 if len(pictures.classes) <= 256 else np.int32
-    start, pinned, rows = 0, {}, []
-    for prefix, part in (("train", pictures.train), ("t10k", pictures.test)):
-        labels = np.array([picture.label for picture in part], kind)
-        for file, array in (
-            (f"{prefix}-images-idx3-ubyte", images[start : start + len(part)]),
-            (f"{prefix}-labels-idx1-ubyte", labels),
-        ):
-            idx.write_idx(folder / f"{file}.gz", array)
-            with gzip.open(folder / f"{file}.gz") as unpacked:
-                sha256 = hashlib.file_digest(unpacked, "sha256").hexdigest()
-                pinned[file] = {"size": unpacked.tell(), "sha256": sha256}
-        for index, picture in enumerate(part):
-            path = os.path.relpath(picture.name, source)
-            rows.append((prefix, index, pictures.classes[picture.label], path))
-        start += len(part)
-    with (
-        files.replacing(folder / "pictures.csv") as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as table,
+    classes, train, test = pictures
+    label_type = np.uint8 if len(classes) <= 256 else np.int32
+    pinned, rows = {}, []
+    for prefix, part, array in (
+        ("train", train, images[: len(train)]),
+        ("t10k", test, images[len(train) :]),
     ):
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerows([("part", "index", "class", "picture"), *rows])
+        labels = np.array([picture.label for picture in part], label_type)
+        for kind, content in (("images-idx3-ubyte", array), ("labels-idx1-ubyte", labels)):
+            path = folder / f"{prefix}-{kind}.gz"
+            idx.write_idx(path, content)
+            unpacked = gzip.decompress(path.read_bytes())
+            sha256 = hashlib.sha256(unpacked).hexdigest()
+            pinned[path.stem] = {"size": len(unpacked), "sha256": sha256}
+        for index, (name, label, _) in enumerate(part):
+            rows.append((prefix, index, classes[label], os.path.relpath(name, source)))
+    table = pd.DataFrame(rows, columns=["part", "index", "class", "picture"])
+    with files.replacing(folder / "pictures.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n", errors="surrogateescape")
     return pinned
 
 
-def next_command(name: str, count: int) -> str:
-    """Return the command that trains with `count` pictures; the parameters are for thousands."""
-    now = params.read_yaml(paths.PARAMS)
-    validation, batch = now["preprocess"]["validation_size"], now["train"]["batch_size"]
-    command = f"dvc exp run -S fetch.dataset={name}"
-    if validation > count // 5:
-        validation = count // 10
-        command += f" -S preprocess.validation_size={validation}"
-    if batch > count - validation:
-        batch = 1 + (count - validation) // 10
-        command += f" -S train.batch_size={batch}"
-    if (epochs := _STEPS * batch // count) > now["train"]["epochs"]:
-        command += f" -S train.epochs={epochs}"
-    return command
+def add_entry(name: str, entry: dict[str, Any]) -> None:
+    """Write an entry into the catalogue, in place of the one of that name; keep all other lines."""
+    yaml, block = YAML(), io.StringIO()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = 1 << 16
+    yaml.dump({name: entry}, block)
+    content = paths.CATALOGUE.read_text(encoding="utf-8").rstrip("\n") + "\n"
+    # An entry ends with its last indented line: comments and gaps after it belong to the next.
+    old = rf"^{name}:.*\n(?:\n* .*\n)*"
+    changed, found = re.subn(old, lambda _: block.getvalue(), content, flags=re.MULTILINE)
+    if not found:
+        changed += f"\n{block.getvalue()}"
+    with files.replacing(paths.CATALOGUE) as temporary:
+        temporary.write_text(changed, encoding="utf-8")
 
 
 def arguments() -> argparse.Namespace:
@@ -329,14 +192,7 @@ def arguments() -> argparse.Namespace:
 
     def size(value: str) -> tuple[int, int]:
         height, _, width = value.partition("x")
-        if min(both := (int(height), int(width or height))) < 1:
-            raise ValueError
-        return both
-
-    def share(value: str) -> float:
-        if not 0 < float(value) < 1:
-            raise ValueError
-        return float(value)
+        return int(height), int(width or height)
 
     parser = argparse.ArgumentParser(
         prog="python -m tools.pack", description="make a data set of pictures"
@@ -347,7 +203,7 @@ def arguments() -> argparse.Namespace:
     add("--title", help="its title there; the name unless given")
     add("--size", type=size, help="N or HxW: scale to this height and width, and pad")
     add("--invert", action="store_true", help="for dark ink on light paper")
-    add("--test", type=share, default=0.2, help="share to test with, without a test/ (%(default)s)")
+    add("--test", type=float, default=0.2, help="share to test with, without a test/ (%(default)s)")
     add("--seed", type=int, default=0, help="decides which those are (%(default)s)")
     add("--replace", action="store_true", help="make the data set of this name anew")
     return parser.parse_args()
@@ -357,29 +213,36 @@ def main() -> None:
     """Read the pictures, write the files, enter them into the catalogue, say what is next."""
     given = arguments()
     source, name = given.source, given.name
-    entry = entry_of(name, given.replace)
-    if given.title:
-        entry["title"] = given.title
-    if source.is_dir():
-        pictures = from_folder(source, given.test, given.seed)
-    elif source.suffix == ".npz" and source.exists():
-        pictures = from_npz(source)
-    else:
-        raise StageError(f"{source}: is no folder and no .npz file; give one that exists")
-    entry["classes"] = pictures.classes
-    params.validate(entry | {"files": {}}, catalogue.DataSet, paths.CATALOGUE, name)
-    images = pack([*pictures.train, *pictures.test], given.size, given.invert)
-    folder = Path(entry["mirrors"][0])
-    entry["files"] = write(folder, source, pictures, images)
-    with files.replacing(paths.CATALOGUE) as temporary:
-        temporary.write_text(
-            with_entry(paths.CATALOGUE.read_text(encoding="utf-8"), name, entry), encoding="utf-8"
+    folder = paths.CATALOGUE.parent / "mirror" / name
+    mirrors = [f"{folder}/"]
+    # YAML and DVC's command line would read a number as a number.
+    if not re.fullmatch(r"[a-z][\w-]*", name, re.ASCII | re.IGNORECASE):
+        raise StageError(f"--name {name}: must be letters, digits, - and _, such as my-digits")
+    old = params.read_yaml(paths.CATALOGUE).get(name, {})
+    if old and not (given.replace and old["mirrors"] == mirrors):
+        raise StageError(
+            f"--name {name}: is taken in {paths.CATALOGUE}; choose another, or give --replace if "
+            "this tool made it"
         )
-    count = len(pictures.train)
+    pictures = from_folder(source, given.test, given.seed) if source.is_dir() else from_npz(source)
+    classes, train, test = pictures
+    if len(classes) < 2:
+        raise StageError(
+            f"{source}: has pictures of {len(classes)} classes, but needs two or more; move those "
+            "of each class into a folder with its name"
+        )
+    images = pack([*train, *test], given.size, given.invert)
+    entry = {"title": name, "licence": "not stated", "credit": "not stated", **old}
+    entry |= {"title": given.title or entry["title"], "classes": classes, "mirrors": mirrors}
+    entry["files"] = write(folder, source, pictures, images)
+    add_entry(name, entry)
+    # The parameters are for tens of thousands: with fewer, train for 300 steps of 64 at least.
+    validation, epochs = len(train) // 10, 1 + 300 * 64 // len(train)
     print(
-        f"packed {count:,} pictures to train and {len(pictures.test):,} to test, of "
-        f"{len(pictures.classes)} classes, {text(images.shape[1:])} pixels, into {folder}/; "
-        f"state their licence in {paths.CATALOGUE}\nnext: {next_command(name, count)}"
+        f"packed {len(train):,} pictures to train and {len(test):,} to test, of {len(classes)} "
+        f"classes, {images.shape[1]}x{images.shape[2]} pixels, into {folder}/; state their licence "
+        f"in {paths.CATALOGUE}\nnext: dvc exp run -S fetch.dataset={name} "
+        f"-S preprocess.validation_size={validation} -S train.epochs={epochs}"
     )
 
 

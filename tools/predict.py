@@ -16,11 +16,10 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from stages.common import errors, params, paths, tensors
-from stages.common.errors import StageError
 from stages.common.tensors import UInt8
 from stages.evaluate import EvaluateParams
 from stages.model import runtime
-from tools.pack import Picture, read
+from tools.pack import read
 
 _SIDE = 256  # pixels at most while ink is looked for: enough for 20, and dust and noise go
 _CONTRAST = 40  # of the ink, 0..255; blank sheets with shadows had up to 35, thin pens 57 and more
@@ -48,46 +47,33 @@ def ink(picture: Image.Image) -> Image.Image:
     pixels = np.asarray(ImageChops.subtract(picture, paper), float)
     high = np.percentile(pixels, 99.9)
     if high < _CONTRAST:
-        raise ValueError("nothing is drawn on it")
+        raise ValueError("nothing is drawn on it; write larger or darker, or give --plain")
     # Around a speck of dust there is much less ink than around a stroke.
     mask = pixels > high / 2
-    crowd = Image.fromarray(mask).convert("L").filter(ImageFilter.GaussianBlur(0.05 * side))
-    mask &= np.asarray(crowd) > 0.1 * np.asarray(crowd).max()
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    cut = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / high
+    crowd = np.asarray(
+        Image.fromarray(mask).convert("L").filter(ImageFilter.GaussianBlur(0.05 * side))
+    )
+    mask &= crowd > 0.1 * crowd.max()
+    left, top, right, bottom = Image.fromarray(mask).getbbox() or (0, 0, *picture.size)
     # Less than a quarter of the darkest ink is noise or shadow, more than 0.85 is full.
+    cut = pixels[top:bottom, left:right] / high
     return Image.fromarray((255 * (cut - 0.25) / 0.6).clip(0, 255).astype(np.uint8))
 
 
 def prepare(picture: Image.Image, size: tuple[int, int]) -> UInt8:
-    """Return a grey picture as MNIST has them, of a size (height, width).
-
-    Raises ValueError if nothing is drawn on it.
-    """
+    """Return a grey picture as MNIST has them, of a size (height, width); raises as `ink` does."""
     drawn = ink(picture)
     scale = 20 / 28 * min(size) / max(drawn.size)
-    width, height = (max(1, round(scale * length)) for length in drawn.size)
-    scaled = drawn.resize((width, height))
-    pixels = np.asarray(scaled, float)
+    drawn = drawn.resize([max(1, round(scale * length)) for length in drawn.size])
     # MNIST's centre is the pixel with index 14 of 28.
-    y, x = (
-        np.average(np.arange(length), weights=pixels.sum(axis))
-        for length, axis in zip(pixels.shape, (1, 0), strict=True)
+    x, y = (
+        size[1 - axis] // 2
+        - np.average(np.arange(length), weights=np.asarray(drawn, float).sum(axis))
+        for axis, length in enumerate(drawn.size)
     )
     canvas = Image.new("L", size[::-1])
-    canvas.paste(scaled, (round(size[1] // 2 - x), round(size[0] // 2 - y)))
+    canvas.paste(drawn, (round(x), round(y)))
     return np.asarray(canvas)
-
-
-def load(name: str, size: tuple[int, int], plain: bool, invert: bool) -> UInt8:
-    """Return the picture in a file as the network's input; raise StageError that names the file."""
-    picture = Picture(name, 0, Path(name))
-    if plain:
-        return np.asarray(read(picture, size, invert))
-    try:
-        return prepare(read(picture), size)
-    except ValueError as error:
-        raise StageError(f"{name}: {error}; write larger or darker, or give --plain") from None
 
 
 def main() -> None:
@@ -106,17 +92,15 @@ def main() -> None:
     from stages.model import model_file  # TensorFlow must be set up first
 
     model = model_file.load(paths.MODEL)
-    if model.output_shape[1] != len(classes):
-        raise StageError(
-            f"{paths.MODEL}: tells {model.output_shape[1]} classes apart, but {paths.MANIFEST} "
-            f"names {len(classes)}; run `dvc repro`"
-        )
-    failed = False
+    size, failed = model.input_shape[1:3], False
     for name in given.pictures:
         try:
-            image = load(name, model.input_shape[1:3], given.plain, given.invert)
-        except StageError as error:
-            print(errors.line(str(error)), file=sys.stderr)
+            if given.plain:
+                image = np.asarray(read(Path(name), size, given.invert))
+            else:
+                image = prepare(read(Path(name)), size)
+        except Exception as error:  # Pillow raises almost anything
+            print(errors.line(f"{name}: cannot be read: {error}"), file=sys.stderr)
             failed = True
             continue
         [values] = model(image[None, ..., None], training=False).numpy()
