@@ -75,8 +75,7 @@ def rows() -> dict[str, tuple[np.ndarray, int]]:
 
 
 def files() -> dict[str, bytes]:
-    paths = [*Path().rglob("data/**/*"), *Path().rglob(".*")]
-    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+    return {str(path): path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
 
 
 def test_every_kind_of_picture_is_packed_as_it_looks(run: Run) -> None:
@@ -216,24 +215,18 @@ def test_train_and_test_are_taken_as_they_are_and_other_files_left_out(
 
 @pytest.mark.parametrize(
     ("options", "shape", "paper", "ink"),
-    [
-        (["--size", "28"], (28, 28), 200, 20),
-        (["--size", "10x30"], (10, 30), 200, 20),
-        (["--size", "28", "--invert"], (28, 28), 55, 235),
-    ],
+    [("--size 28", (28, 28), 200, 20), ("--size 10x30 --invert", (10, 30), 55, 235)],
 )
 def test_pictures_are_scaled_to_fit_and_padded(
-    run: Run, options: list[str], shape: tuple[int, int], paper: int, ink: int
+    run: Run, options: str, shape: tuple[int, int], paper: int, ink: int
 ) -> None:
-    for name in ("a", "b"):
-        for width, height in ((200, 100), (90, 90)):
-            picture = Image.new("L", (width, height), 200)
-            box = (width * 0.1, height * 0.1, width * 0.9, height * 0.9)
-            ImageDraw.Draw(picture).rectangle(box, 20)
-            Path("pictures", name).mkdir(parents=True, exist_ok=True)
-            picture.save(f"pictures/{name}/{width}.png")
-    run("pictures", *options)
-    image = rows()["a/200.png"][0]
+    small("a", "b", count=1)
+    for name in ("a/wide", "b/wide"):
+        picture = Image.new("L", (200, 100), 200)
+        ImageDraw.Draw(picture).rectangle((20, 10, 180, 90), 20)  # most of it, but not its border
+        picture.save(f"pictures/{name}.png")
+    run("pictures", *options.split())
+    image = rows()["a/wide.png"][0]
     assert image.shape == shape
     assert {int(image[y, x]) for y in (0, -1) for x in (0, -1)} == {paper}
     dark = np.abs(image.astype(int) - ink) < np.abs(image.astype(int) - paper)
@@ -265,14 +258,14 @@ def test_archives_of_arrays(run: Run, form: str) -> None:
     assert rows()[f"{keys[2]}[1]"][1] == numbers[4]
 
 
-@pytest.mark.parametrize(("count", "kind"), [(256, np.uint8), (257, np.int32)])
-def test_more_classes_than_a_byte_holds(run: Run, count: int, kind: type) -> None:
+@pytest.mark.parametrize(("count", "kind"), [(256, "u1"), (257, ">i4")])
+def test_more_classes_than_a_byte_holds(run: Run, count: int, kind: str) -> None:
     images = np.zeros((count, 4, 4), np.uint8)
     np.savez("my.npz", x_train=images, y_train=range(count), x_test=images[:1], y_test=[count - 1])
     run("my.npz")
-    assert packed("train")[1].tolist() == list(range(count))
+    assert packed("train")[1].dtype == kind
+    assert packed("train")[1].tolist() == [*range(count)]
     assert packed("t10k")[1].tolist() == [count - 1]
-    assert packed("train")[1].dtype == np.dtype(kind).newbyteorder(">")
 
 
 FORM = (
