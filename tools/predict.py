@@ -28,9 +28,8 @@ _CONTRAST = 40  # of the ink, 0..255; blank sheets with shadows had up to 35, th
 def ink(picture: Image.Image) -> Image.Image:
     """Return what is drawn on a grey picture, cut out: full ink is 255, and paper 0.
 
-    Raises ValueError if nothing is.
+    The picture itself is scaled down. Raises ValueError if nothing is drawn on it.
     """
-    picture = picture.copy()
     picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
     side = min(picture.size)
     # Strokes differ from what is around them more than paper does, so they decide the skewness.
@@ -50,9 +49,8 @@ def ink(picture: Image.Image) -> Image.Image:
         raise ValueError("nothing is drawn on it; write larger or darker, or give --plain")
     # Around a speck of dust there is much less ink than around a stroke.
     mask = pixels > high / 2
-    crowd = np.asarray(
-        Image.fromarray(mask).convert("L").filter(ImageFilter.GaussianBlur(0.05 * side))
-    )
+    blur = ImageFilter.GaussianBlur(0.05 * side)
+    crowd = np.asarray(Image.fromarray(mask).convert("L").filter(blur))
     mask &= crowd > 0.1 * crowd.max()
     left, top, right, bottom = Image.fromarray(mask).getbbox() or (0, 0, *picture.size)
     # Less than a quarter of the darkest ink is noise or shadow, more than 0.85 is full.
@@ -65,14 +63,11 @@ def prepare(picture: Image.Image, size: tuple[int, int]) -> UInt8:
     drawn = ink(picture)
     scale = 20 / 28 * min(size) / max(drawn.size)
     drawn = drawn.resize([max(1, round(scale * length)) for length in drawn.size])
-    # MNIST's centre is the pixel with index 14 of 28.
-    x, y = (
-        size[1 - axis] // 2
-        - np.average(np.arange(length), weights=np.asarray(drawn, float).sum(axis))
-        for axis, length in enumerate(drawn.size)
-    )
+    sums = [np.asarray(drawn, float).sum(axis) for axis in (0, 1)]
+    x, y = (np.average(np.arange(len(weights)), weights=weights) for weights in sums)
     canvas = Image.new("L", size[::-1])
-    canvas.paste(drawn, (round(x), round(y)))
+    # MNIST's centre is the pixel with index 14 of 28.
+    canvas.paste(drawn, (round(size[1] // 2 - x), round(size[0] // 2 - y)))
     return np.asarray(canvas)
 
 
