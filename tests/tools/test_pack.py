@@ -175,17 +175,17 @@ def test_the_same_pictures_give_the_same_bytes_and_a_corrected_label_changes_one
 
 def test_each_class_gives_its_share_to_test(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     small("b", "a", "few")
-    for index in range(2, 10):
+    for index in range(1, 10):
         Path(f"pictures/few/f{index}.png").unlink()
-    run("pictures", "--test", "0.1")
+    run("pictures", "--test", "0.04")
     assert capsys.readouterr().out == (
-        "packed 19 pictures to train and 3 to test, of 3 classes, 8x6 pixels, into "
+        "packed 19 pictures to train and 2 to test, of 3 classes, 8x6 pixels, into "
         "data/mirror/mine/; state their licence in data/datasets.yaml\nnext: dvc exp run -S "
         "fetch.dataset=mine -S preprocess.validation_size=1 -S train.epochs=1011\n"
     )
     labels, tested = packed("train")[1], packed("t10k")[1]
     assert np.bincount(labels).tolist() == [9, 9, 1]
-    assert np.bincount(tested).tolist() == [1, 1, 1]
+    assert np.bincount(tested).tolist() == [1, 1]  # one at least, but not the only one
     # Mixed: the first images are not all of one class.
     assert len(set(labels[:8].tolist())) > 1
     for picture, (image, label) in rows().items():
