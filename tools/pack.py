@@ -52,8 +52,9 @@ def from_folder(folder: Path, share: float, seed: int) -> Pictures:
     The names of the files alone decide which: a picture moved to another class changes little else.
     """
 
-    def order(picture: Picture) -> bytes:
-        return hashlib.sha256(os.fsencode(f"{seed}/{Path(picture.name).name}")).digest()
+    def order(picture: Picture) -> tuple[bytes, str]:
+        file = os.fsencode(f"{seed}/{Path(picture.name).name}")
+        return hashlib.sha256(file).digest(), picture.name
 
     train, test = list[Picture](), list[Picture]()
     parts = [folder / "train", folder / "test"] if (folder / "test").is_dir() else [folder]
@@ -74,7 +75,7 @@ def find(folder: Path, label: int) -> list[Picture]:
     """Return the pictures of a class, however deep they are; raise StageError if it has none."""
     pictures = [
         Picture(str(path), label, path)
-        for path in sorted(folder.rglob("*"))
+        for path in folder.rglob("*")
         if Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
