@@ -19,7 +19,7 @@ from tools.predict import prepare
 DIGITS = np.frombuffer(
     gzip.decompress((ROOT / "data/mirror/mnist/t10k-images-idx3-ubyte.gz").read_bytes())[16:],
     np.uint8,
-).reshape(-1, 28, 28)[:10]
+).reshape(-1, 28, 28)[:5]
 
 
 def cut(digit: np.ndarray) -> np.ndarray:
