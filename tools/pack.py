@@ -176,7 +176,6 @@ def add_entry(name: str, entry: dict[str, Any]) -> None:
     """Write an entry into the catalogue, in place of the one of that name; keep all other lines."""
     yaml, block = YAML(), io.StringIO()
     yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.width = 1 << 16
     yaml.dump({name: entry}, block)
     content = paths.CATALOGUE.read_text(encoding="utf-8").rstrip("\n") + "\n"
     # An entry ends with its last indented line: comments and gaps after it belong to the next.

@@ -134,7 +134,7 @@ def test_the_catalogue_gets_an_entry_and_keeps_all_else(run: Run) -> None:
     # Made anew, between others: the texts that people wrote stay, and all lines around.
     content = content.replace("licence: not stated", "licence: CC0\n\n  # of the entry")
     after = "\n# about the next\n\nmine-2:\n  title: x # y\n"
-    ENTRIES.write_text(content + after, encoding="utf-8")
+    ENTRIES.write_text((content + after).rstrip(), encoding="utf-8")
     draw("pictures/1e3/new.png")
     run("pictures", "--replace")
     changed = ENTRIES.read_text(encoding="utf-8")
