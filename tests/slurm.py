@@ -68,7 +68,7 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], env={"PATH": PATH}, check=True, capture_output=True)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
