@@ -150,7 +150,7 @@ def test_pages_say_how_much_one_device_and_two_differ(page: str) -> None:
 
 
 def test_determinism_has_what_the_emulated_cpus_showed() -> None:
-    for emulator, same in RESULTS.get("other_cpu", {"same": {}})["same"].items():
+    for emulator, same in RESULTS["other_cpu"]["same"].items():
         native, portable = (list(same[setting].values()) for setting in ("native", "portable"))
         assert all(portable)
         assert not all(native)  # so that the comparison is one
