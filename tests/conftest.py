@@ -39,8 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     for item in items:
         if "template" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
-        if "slurm" in item.fixturenames:  # there can be one Slurm on a machine
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 @dataclass(frozen=True)
