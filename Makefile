@@ -18,7 +18,7 @@ repro: .venv/pipeline.stamp  ## run the stages that are out of date
 	dvc repro
 
 test: .venv/tests.stamp  ## run all tests
-	pytest -n auto --dist loadgroup
+	pytest -n auto
 
 test-quick: .venv/tests.stamp  ## run the tests that take seconds
 	pytest -n auto -m 'not slow'

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,14 +210,20 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@contextmanager
+def alone(name: str, factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Let one process of pytest-xdist at a time do this; yield a folder that they share."""
+    common = factory.getbasetemp()
+    common = common.parent if "PYTEST_XDIST_WORKER" in os.environ else common
+    with (common / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield common
+
+
 @pytest.fixture(scope="session")
 def reproduced(template: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The small project after `dvc repro`, results committed; not to be changed."""
-    # One run for all processes of pytest-xdist: their temporary folders are in a common one.
-    common = tmp_path_factory.getbasetemp()
-    common = common.parent if "PYTEST_XDIST_WORKER" in os.environ else common
-    with (common / "reproduced.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone("reproduced", tmp_path_factory) as common:
         if not (common / "reproduced").exists():
             project = template.copy(common / "running")
             project.dvc("repro")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import Project, alone
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "ip", "nsenter", "unshare")
@@ -139,6 +139,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     env = {"PATH": PATH, "SLURM_CONF": str(config)}
 
     with ExitStack() as stack:
+        stack.enter_context(alone("slurm", tmp_path_factory))  # a machine can have one Slurm
         try:
             spaces = stack.enter_context(network(f"dg{os.getpid()}"))
         except subprocess.CalledProcessError as error:

@@ -8,7 +8,6 @@ import pytest
 from conftest import ROOT, Project
 from slurm import Cluster
 
-pytestmark = pytest.mark.xdist_group("slurm")  # there can be one Slurm on a machine
 SCALE = ROOT / "docs/scale.md"
 
 
