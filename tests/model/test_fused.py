@@ -104,7 +104,10 @@ def step(model: keras.Model, images: tf.Tensor) -> tuple[np.ndarray, dict[str, n
     return probabilities.numpy(), gradients
 
 
-@pytest.mark.parametrize("edit", EDITS)
+SLOW = [pytest.param(edit, marks=pytest.mark.slow) for edit in EDITS if edit != "as it is"]
+
+
+@pytest.mark.parametrize("edit", ["as it is", *SLOW])
 def test_it_is_the_same_function_as_stock_keras(edit: str, images: tf.Tensor) -> None:
     keras.utils.set_random_seed(5)
     stock = randomised(edited(EDITS[edit]))
@@ -132,6 +135,7 @@ def test_it_is_the_same_function_as_stock_keras(edit: str, images: tf.Tensor) ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edits", "count"),
     [
@@ -185,6 +189,7 @@ def test_evaluation_is_fused_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", ["as it is", "a normalisation of rows"])
 def test_bfloat16_approximates_it(edit: str, images: tf.Tensor) -> None:
     steps = []
