@@ -11,7 +11,6 @@ go into `callbacks` in stages/model/callbacks.py.
 """
 
 import hashlib
-from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -110,22 +109,19 @@ def start(parameters: TrainParams, timeout: float) -> Run:
             f"{paths.PARAMS}: train.checkpoint_every is {parameters.checkpoint_every}; it must be "
             f"a multiple of {training.STEPS_PER_CALL}, the steps that are taken at once, or 0"
         )
-    found = devices.start(parameters.strategy, parameters.batch_size, timeout)
-    hashes = versions(parameters)
-    number = found.strategy.num_replicas_in_sync
-    name = hashlib.sha256(f"{hashes} {number}".encode()).hexdigest()[:16]
-    checkpoint = paths.CHECKPOINTS / f"{name}.npz"
-    resumes = parameters.checkpoint_every and checkpoint.exists()
+    p = parameters
+    found = devices.start(p.strategy, p.batch_size, timeout)
+    hashes = versions(p)
+    name = hashlib.sha256(f"{hashes} {found.strategy.num_replicas_in_sync}".encode()).hexdigest()
+    checkpoint = paths.CHECKPOINTS / f"{name[:16]}.npz"
+    resumes = p.checkpoint_every and checkpoint.exists()
     found.compare(hashes | {"checkpoint": tensors.sha256(checkpoint) if resumes else "0"})
-    recipe = parameters
-    size, classes = recipe.batch_size, labels.shape[1]
-    data = batches.Batches(images, labels, size, recipe.seed, recipe.shift, recipe.distortion)
-    steps = recipe.epochs * data.in_epoch
-    keras.config.set_dtype_policy(recipe.precision)
+    data = batches.Batches(images, labels, p.batch_size, p.seed, p.shift, p.distortion)
+    steps = p.epochs * data.in_epoch
+    keras.config.set_dtype_policy(p.precision)
     with found.strategy.scope():
-        model = checks.build(images.shape[1:], classes, recipe.momentum)
-        rate, warmup = recipe.learning_rate, recipe.warmup
-        training.compile_model(model, steps, rate, warmup, recipe.label_smoothing)
+        model = checks.build(images.shape[1:], labels.shape[1], p.momentum)
+        training.compile_model(model, steps, p.learning_rate, p.warmup, p.label_smoothing)
     return Run(model, found, data, validation, checkpoint)
 
 
@@ -161,27 +157,24 @@ def main() -> None:
         callbacks.FiniteLoss(),
         *([history] if chief else []),
     ]
-    # Behind those that it saves.
     every = parameters.checkpoint_every
-    watching.append(callbacks.Checkpoints(run.checkpoint, every, history, watching, chief))
-    watching.append(callbacks.Progress(bar, parameters.batch_size))
+    watching += [  # behind those that it saves
+        callbacks.Checkpoints(run.checkpoint, every, history, watching, chief),
+        callbacks.Progress(bar, parameters.batch_size),
+    ]
     with bar, run.devices.together():
         training.train(run.model, run.batches, run.validation, parameters.epochs, watching)
     if not chief:
         seen = callbacks.steps_done(run.model) * parameters.batch_size
-        own, workers = run.devices.worker, run.devices.workers
-        print(f"worker {own} of {workers}: trained on {seen:,} images")
+        print(f"{run.devices.name}: trained on {seen:,} images")
         return
     figures = history.summary(callbacks.epoch_kept(watching, history))
-    with ExitStack() as outputs:
-        model_file.save(run.model, outputs.enter_context(files.replacing(paths.MODEL)))
-        files.write_json(outputs.enter_context(files.replacing(paths.TRAINING)), figures)
+    with files.replacing(paths.MODEL) as model, files.replacing(paths.TRAINING) as summary:
+        model_file.save(run.model, model)
+        files.write_json(summary, figures)
     run.checkpoint.unlink(missing_ok=True)
-    parts = (
-        f"{split} accuracy {values['accuracy']:.4f}, loss {values['loss']:.4f}"
-        for split, values in figures.items()
-    )
-    print("; ".join(parts))
+    line = "{} accuracy {accuracy:.4f}, loss {loss:.4f}"
+    print("; ".join(line.format(split, **values) for split, values in figures.items()))
 
 
 if __name__ == "__main__":

@@ -88,28 +88,28 @@ class History(keras.callbacks.Callback):  # type: ignore[misc]
         self._path, self._batch_size = path, batch_size
 
     def on_train_begin(self, logs: Logs) -> None:
-        self.restore([])
+        self.go_on_after([])
 
-    def restore(self, rows: list[dict[str, Any]]) -> None:
-        """Go on after these rows, those until a checkpoint."""
+    def go_on_after(self, rows: list[dict[str, Any]]) -> None:
+        """Write these rows, those until a checkpoint, and more behind them."""
         self.rows = rows
-        self._write_all()
+        header = ("step", "epoch", "images_seen", *FIGURES)
+        with files.replacing(self._path) as path:
+            lines = [_line(header), *(_line(row.values()) for row in self.rows)]
+            path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         step = steps_done(self.model)
-        place = {
-            "step": step,
-            "epoch": (step - 1) // self.params["steps"] + 1,
-            "images_seen": step * self._batch_size,
-        }
-        self.rows.append(place | self._figures(logs))
+        epoch = (step - 1) // self.params["steps"] + 1
+        place = {"step": step, "epoch": epoch, "images_seen": step * self._batch_size}
+        self.rows.append(place | {ours: logs.get(name) for ours, name in FIGURES.items()})
         with self._path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(_line(self.rows[-1].values()))
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        figures = self._figures(logs)
-        self.rows[-1] |= {name: figures[name] for name in figures if "validation" in name}
-        self._write_all()
+        validation = ("validation_loss", "validation_accuracy")
+        self.rows[-1] |= {name: logs.get(FIGURES[name]) for name in validation}
+        self.go_on_after(self.rows)
 
     def summary(self, epoch: int) -> dict[str, dict[str, float]]:
         """Return accuracy and loss of an epoch, of which the first is 1, by split.
@@ -117,28 +117,13 @@ class History(keras.callbacks.Callback):  # type: ignore[misc]
         Those of training are means over the epoch, of images as they were trained on, shifted,
         while the network still learnt: they may be worse than those of validation.
         """
+        names = ("accuracy", "loss")
         images = np.diff([0, *(row["images_seen"] for row in self.rows)])
         own = [index for index, row in enumerate(self.rows) if row["epoch"] == epoch]
-        figures = {
-            name: float(np.average([self.rows[i][name] for i in own], weights=images[own]))
-            for name in ("accuracy", "loss")
-        }
-        last = self.rows[own[-1]]
-        if last["validation_loss"] is None:
-            return {"training": figures}
-        return {
-            "training": figures,
-            "validation": {name: last[f"validation_{name}"] for name in ("accuracy", "loss")},
-        }
-
-    def _figures(self, logs: Logs) -> dict[str, float | None]:
-        return {ours: logs.get(name) for ours, name in FIGURES.items()}
-
-    def _write_all(self) -> None:
-        header = ("step", "epoch", "images_seen", *FIGURES)
-        with files.replacing(self._path) as path:
-            lines = [_line(header), *(_line(row.values()) for row in self.rows)]
-            path.write_text("".join(lines), encoding="utf-8", newline="\n")
+        columns = {name: [self.rows[index][name] for index in own] for name in names}
+        means = {name: float(np.average(columns[name], weights=images[own])) for name in names}
+        last = {name: self.rows[own[-1]][f"validation_{name}"] for name in names}
+        return {"training": means} | ({"validation": last} if last["loss"] is not None else {})
 
 
 def _line(values: Iterable[Any]) -> str:
@@ -196,7 +181,7 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
                 "delete it to train from the start"
             ) from None
         if self._saves:
-            self._history.restore(state["rows"])
+            self._history.go_on_after(state["rows"])
         step = steps_done(self.model)
         print(f"train: resumes from the checkpoint after step {step}", file=sys.stderr)
 

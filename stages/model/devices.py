@@ -38,6 +38,11 @@ class Devices:
     worker: int = 0  # 0, the first, is the one that writes
     workers: int = 1
 
+    @property
+    def name(self) -> str:
+        """What messages call this process."""
+        return f"worker {self.worker} of {self.workers}"
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Raise StageError if the block loses another worker."""
@@ -47,8 +52,7 @@ class Devices:
             if self.workers == 1:
                 raise
             raise StageError(
-                f"worker {self.worker} of {self.workers} lost another worker; see its output, "
-                "then start all workers again"
+                f"{self.name} lost another worker; see its output, then start all workers again"
             ) from None
 
     def compare(self, versions: dict[str, str]) -> None:
