@@ -42,13 +42,13 @@ def build(image_shape: tuple[int, int, int], classes: int, momentum: float) -> k
         )
     if not model.built:  # a Sequential without an Input
         model.build((None, *image_shape))
-    found = [tuple(x.shape) for x in (*model.inputs, *model.outputs)]
-    wanted = [(None, *image_shape), (None, classes)]
+    found = " and ".join(str(tuple(x.shape)) for x in (*model.inputs, *model.outputs))
+    wanted = f"{(None, *image_shape)} and {(None, classes)}"
     if found != wanted:
         raise StageError(
-            f"{NETWORK}: the network takes and gives {_shapes(found)}; it must take and give "
-            f"{_shapes(wanted)}: images from keras.Input(image_shape), with no batch size, and a "
-            "probability for each class"
+            f"{NETWORK}: the network takes and gives {found}; it must take and give {wanted}: "
+            "images from keras.Input(image_shape), with no batch size, and a probability for each "
+            "class"
         )
     check_outputs(model, image_shape)
     return model
@@ -87,7 +87,3 @@ def check_outputs(model: keras.Model, image_shape: tuple[int, int, int]) -> None
             "layer of your own must make its weights with add_weight, and give all its settings in "
             "get_config"
         )
-
-
-def _shapes(shapes: list[tuple[int | None, ...]]) -> str:
-    return " and ".join(map(str, shapes))

@@ -101,20 +101,16 @@ def _training_steps(
 
     def train_step(images: tf.Tensor, labels: tf.Tensor, index: tf.Tensor) -> None:
         with tf.device("CPU:0"):  # a GPU gets the images of one step alone
-            images, labels = images[index], tf.cast(labels[index], tf.float32)
+            images, labels = images[index], labels[index]
         with tf.GradientTape() as tape:
-            probabilities = faster(images, training=True)
-            # Divided by the number of replicas, for the optimizer sums over them.
-            loss = model.compute_loss(images, labels, probabilities, None, training=True)
-            scaled = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, variables)
+            loss = optimizer.scale_loss(_loss(model, faster, images, labels, training=True))
+        gradients = tape.gradient(loss, variables)
         if clips and replicas > 1:
             # Keras clips on each replica, before it sums. So the first one hands in the sum and the
             # others nothing: that is clipped as on one device.
             total = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
             gradients = [gradient * _is_first() for gradient in total]
         optimizer.apply(gradients, variables)
-        _measure(model, images, labels, probabilities, loss)
 
     def train_steps(inputs: tuple[tf.Tensor, tf.Tensor], count: tf.Tensor) -> dict[str, tf.Tensor]:
         def body(index: tf.Tensor) -> tuple[tf.Tensor]:
@@ -163,15 +159,8 @@ def _validation(model: keras.Model, faster: keras.Model) -> Callable[[Images, La
     its figures are told to all, and all decide the same.
     """
     strategy = model.distribute_strategy
-
-    def test_step(images: tf.Tensor, labels: tf.Tensor) -> None:
-        labels = tf.cast(labels, tf.float32)
-        probabilities = faster(images, training=False)
-        loss = model.compute_loss(images, labels, probabilities, None, training=False)
-        _measure(model, images, labels, probabilities, loss)
-
     reset = _graph(lambda: strategy.run(model.reset_metrics))
-    test = _graph(lambda *inputs: strategy.run(test_step, inputs))
+    test = _graph(lambda *batch: strategy.run(_loss, (model, faster, *batch, False)))
     result = _graph(lambda: _figures(model, of_the_first=True))
 
     def validate(images: Images, labels: Labels) -> Figures:
@@ -190,14 +179,21 @@ def _graph(function: Callable[..., Any]) -> Callable[..., Any]:
     return graph
 
 
-def _measure(
-    model: keras.Model, images: tf.Tensor, labels: tf.Tensor, outputs: tf.Tensor, loss: tf.Tensor
-) -> None:
-    """Update this replica's compiled metrics, and the tracker of the loss, with a batch."""
+def _loss(
+    model: keras.Model, faster: keras.Model, images: tf.Tensor, labels: tf.Tensor, training: bool
+) -> tf.Tensor:
+    """Return the compiled loss of a batch, and update this replica's metrics with the batch.
+
+    It is divided by the number of replicas, for the optimizer sums over them.
+    """
+    labels = tf.cast(labels, tf.float32)
+    probabilities = faster(images, training=training)
+    loss = model.compute_loss(images, labels, probabilities, None, training=training)
     tracker = next(metric for metric in model.metrics if metric.name == "loss")
     whole = loss * model.distribute_strategy.num_replicas_in_sync
     tracker.update_state(whole, sample_weight=tf.shape(images)[0])
-    model.compute_metrics(images, labels, outputs)
+    model.compute_metrics(images, labels, probabilities)
+    return loss
 
 
 def _figures(model: keras.Model, of_the_first: bool = False) -> dict[str, tf.Tensor]:
