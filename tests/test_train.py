@@ -144,6 +144,10 @@ def refuses(folder: Folder, *wanted: str) -> None:
         ({"precision": "float16"}, "train.precision must be 'float32' or 'mixed_bfloat16', got"),
         ({"seed": -1}, "train.seed must be greater than or equal to 0, got -1"),
         ({"seed": 2**32}, "train.seed must be less than 4294967296, got 4294967296"),
+        (
+            {"precision": "mixed_bfloat16", "instructions": "portable"},
+            "train.precision must be float32 where train.instructions is portable",
+        ),
         ({"checkpoint_every": 30}, "train.checkpoint_every is 30; it must be a multiple of 20"),
     ],
 )
@@ -310,11 +314,6 @@ def test_the_setup_is_what_the_parameters_say(
     policies = {layer.name: layer.dtype_policy.name for layer in found.model.layers}
     assert policies["conv1"] == policies["norm1"] == policies["dense"] == "mixed_bfloat16"
     assert policies["digit"] == "float32"
-
-
-def test_bfloat16_needs_instructions_that_have_it(here: Folder) -> None:
-    here.write_params(precision="mixed_bfloat16", instructions="portable")
-    refuses(here, "train.precision must be float32 where train.instructions is portable")
 
 
 def test_a_checkpoint_is_of_all_that_decides_the_result(
