@@ -6,17 +6,14 @@ Writes  data/raw/{train-images-idx3,train-labels-idx1,t10k-images-idx3,t10k-labe
 
 import sys
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
 from stages.common import errors, files, params, paths
 from stages.common.errors import StageError, hide_credentials
 from stages.dataset import catalogue, download
-from stages.dataset.catalogue import DataSet
-from stages.dataset.download import Limits, MirrorError
+from stages.dataset.download import Limits, MirrorError, NoAnswerError
 
 
 class FetchParams(params.Section):
@@ -25,46 +22,40 @@ class FetchParams(params.Section):
     dataset: str
 
 
-def fetch(dataset: DataSet, folder: Path, limits: Limits) -> tuple[list[str], dict[str, str]]:
+def fetch(
+    dataset: catalogue.DataSet, folder: Path, limits: Limits
+) -> tuple[list[str], dict[str, str]]:
     """Write the files of `dataset` into `folder`: all of them, whole and verified, or none.
 
     Returns the mirrors that were used, and the reason for each one that failed.
     Raises StageError that names the file, and OSError if `folder` cannot be written.
     """
     total = sum(file.size for file in dataset.files.values())
-    mirrors, used = list(dataset.mirrors), set[str]()
-    failures: dict[str, str] = {}
-    with ExitStack() as stack:
-        web = stack.enter_context(download.session(limits))
-        # `disable=None`: no bar unless a person is watching.
-        bar = stack.enter_context(
-            tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=None)
-        )
+    mirrors, used, failures = list(dataset.mirrors), set[str](), dict[str, str]()
+    # `disable=None`: no bar unless a person is watching.
+    bar = tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=None)
+    with bar, download.session(limits) as web, ExitStack() as written:
         for name, file in dataset.files.items():
-            target = stack.enter_context(files.replacing(folder / name))
-            show = partial(_show, bar, bar.n)
+            target = written.enter_context(files.replacing(folder / name))
+            before = bar.n
             for mirror in mirrors.copy():
                 try:
-                    download.fetch(web, mirror, name, file, target, limits, show)
-                except MirrorError as error:
-                    failures[mirror] = str(error)
-                    if error.dead:
-                        mirrors.remove(mirror)
-                else:
+                    with target.open("wb") as output:
+                        for chunk in download.chunks(web, mirror, name, file, limits):
+                            bar.update(output.write(chunk))
                     used.add(mirror)
                     break
+                except MirrorError as error:
+                    failures[mirror] = str(error)
+                    bar.update(before - bar.n)
+                    if isinstance(error, NoAnswerError):
+                        mirrors.remove(mirror)
             else:
-                web_failed = any(catalogue.folder(mirror) is None for mirror in failures)
-                advice = "check the network, or " if web_failed else ""
                 raise StageError(
-                    f"{name}.gz: no mirror has it: {_listed(failures)}; {advice}put the file into "
-                    f"a folder that {paths.CATALOGUE} lists as a mirror"
+                    f"{name}.gz: no mirror has it: {_listed(failures)}; put the file into a "
+                    f"folder that {paths.CATALOGUE} lists as a mirror"
                 )
     return [mirror for mirror in dataset.mirrors if mirror in used], failures
-
-
-def _show(bar: "tqdm[NoReturn]", before: float, written: int) -> None:
-    bar.update(before + written - bar.n)  # less than 0 when a mirror has failed half-way
 
 
 def _listed(failures: dict[str, str]) -> str:

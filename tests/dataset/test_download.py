@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from servers import (
 )
 
 from stages.dataset import catalogue, download
-from stages.dataset.download import Limits, MirrorError
+from stages.dataset.download import Limits, MirrorError, NoAnswerError
 
 NAME = "train-images-idx3-ubyte"
 # Bytes that do not compress, so that every block counts, then some that do.
@@ -46,61 +47,48 @@ def separated(monkeypatch: pytest.MonkeyPatch) -> None:
     separate(monkeypatch)
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "target"
+def get(source: str, limits: Limits = PATIENT, file: catalogue.File = FILE) -> None:
+    """Download from a mirror; check what came, of which there is never too much."""
+    came = b""
+    try:
+        with download.session(limits) as web:
+            for chunk in download.chunks(web, source, NAME, file, limits):
+                came += chunk
+    finally:
+        assert len(came) <= file.size
+    assert came == CONTENT
 
 
-def get(target: Path, source: str, limits: Limits = PATIENT, file: catalogue.File = FILE) -> None:
-    """Download from a mirror; check what was written and told."""
-    told = [0]
-    with download.session(limits) as web:
-        download.fetch(web, source, NAME, file, target, limits, told.append)
-    assert target.read_bytes() == CONTENT
-    assert told[-1] == len(CONTENT)
-
-
-def fault(target: Path, source: str, limits: Limits = PATIENT) -> MirrorError:
+def fault(source: str, limits: Limits = PATIENT) -> MirrorError:
     """Download from a mirror that fails; return how."""
     with pytest.raises(MirrorError) as error:
-        get(target, source, limits)
-    assert not target.exists() or target.stat().st_size <= len(CONTENT)
+        get(source, limits)
     assert str(error.value).isprintable()
     return error.value
 
 
-# --- It cannot be reached, or does not answer: it is dead for the other files -------------------
-
-
-def test_a_name_that_cannot_be_resolved(target: Path) -> None:
-    failed = fault(target, "http://mirror.invalid/")
-    assert str(failed) == "no connection: its name cannot be resolved"
-    assert failed.dead
-
-
-def test_a_refused_connection(target: Path) -> None:
-    failed = fault(target, f"http://{refusing()}/")
-    assert str(failed) == "no connection: Connection refused"
-    assert failed.dead
-
-
-@pytest.mark.parametrize("address", ["http://a:99999/", "http://a b/", "http://.../"])
-def test_no_address(target: Path, address: str) -> None:
-    assert str(fault(target, address)).startswith("no usable address or answer: ")
+# --- It cannot be reached, or does not answer ---------------------------------------------------
 
 
 @pytest.mark.timeout(15)
-def test_connecting_and_answering_take_for_ever(target: Path) -> None:
+def test_it_cannot_be_reached_or_does_not_answer() -> None:
     slow = Limits(connect_timeout=0.3, stall_timeout=20, retries=1)
     with full() as address, silent() as mute:
         for source, limits, why in (
-            (f"http://{address}/", slow, "no connection in 0.3 s"),
-            (f"https://{mute}/", slow, "no connection in 0.3 s"),  # the handshake
-            (f"http://{mute}/", HASTY, "no answer in 0.5 s"),
+            ("http://mirror.invalid/", PATIENT, "no connection: its name cannot be resolved"),
+            (f"http://{refusing()}/", PATIENT, "no connection: Connection refused"),
+            (f"http://{address}/", slow, "no connection in time"),
+            (f"https://{mute}/", slow, "no answer in time"),  # the handshake
+            (f"http://{mute}/", HASTY, "no answer in time"),
         ):
-            failed = fault(target, source, limits)
+            failed = fault(source, limits)
             assert str(failed) == why
-            assert failed.dead
+            assert isinstance(failed, NoAnswerError)
+
+
+@pytest.mark.parametrize("address", ["http://a:99999/", "http://a b/", "http://.../", "http://[a"])
+def test_no_address(address: str) -> None:
+    assert re.search("Failed to parse|[Ii]nvalid ", str(fault(address)))
 
 
 # --- It answers with something else -------------------------------------------------------------
@@ -156,13 +144,12 @@ def redirecting(where: str) -> Callable[[Request], None]:
 
 
 PAGE = b"<!doctype html>"
-CUT, DAMAGED = "its gzip is damaged or cut short: Compressed file ended", "its gzip is damaged"
+CUT = "Compressed file ended before the end-of-stream marker"
 MORE = f"unpacked, it has more than {len(CONTENT)} bytes"
-NO_ADDRESS = "no usable address or answer: "
-FINAL: dict[str, tuple[Callable[[Request], None], str]] = {
-    "404": (serving(status=404), "HTTP 404 Not Found"),
-    "206": (serving(ARCHIVE, 206), "HTTP 206 Partial Content"),
-    "302 to nowhere": (serving(ARCHIVE, 302), "HTTP 302 Found"),
+FAULTS: dict[str, tuple[Callable[[Request], None], str]] = {
+    "404": (serving(status=404), "HTTP 404"),
+    "206": (serving(ARCHIVE, 206), "HTTP 206"),
+    "302 to nowhere": (serving(ARCHIVE, 302), "HTTP 302"),
     "two lengths": (serving(ARCHIVE, Content_Length="5, 6"), "Content-Length contained multiple"),
     "web page": (serving(PAGE), sha256(PAGE)),
     "nothing": (serving(b""), sha256(b"")),
@@ -172,24 +159,20 @@ FINAL: dict[str, tuple[Callable[[Request], None], str]] = {
     "one byte more": (serving(gzip.compress(CONTENT + b"\0")), MORE),
     "gzip cut short": (serving(ARCHIVE[:-1]), CUT),
     "its second member cut short": (serving(HALVES[:-1]), CUT),
-    "junk after its end": (serving(ARCHIVE + b"junk"), DAMAGED),
-    "wrong CRC": (serving(ARCHIVE[:-8] + bytes(8)), DAMAGED),
-    "no such block": (serving(ARCHIVE[:10] + b"\xff" * 99), DAMAGED),
+    "junk after its end": (serving(ARCHIVE + b"junk"), "Not a gzipped file"),
+    "wrong CRC": (serving(ARCHIVE[:-8] + bytes(8)), "CRC check failed"),
+    "no such block": (serving(ARCHIVE[:10] + b"\xff" * 99), "invalid block type"),
     "gzip bomb of 10 GB": (serving(bomb(10_000)), MORE),
     "endless": (repeated(bytes(65536)), MORE),
     "endless archive of nothing": (repeated(gzip.compress(b"") * 1000), "it has far more bytes"),
-    "said to be encoded": (serving(bytes(99), Content_Encoding="gzip"), "failed to decode it"),
     "redirect to a file": (
         redirecting("file:///etc/passwd"),
-        f"{NO_ADDRESS}No connection adapters were found for 'file:///etc/passwd'",
+        "No connection adapters were found for 'file:///etc/passwd'",
     ),
-    "redirect to ftp": (redirecting("ftp://a/"), NO_ADDRESS),
-    "redirect to nonsense": (redirecting("http://["), f"{NO_ADDRESS}Invalid IPv6 URL"),
-    "redirect to control characters": (redirecting("http://\x1b.../"), NO_ADDRESS),
-    "redirect loop": (redirecting("/data/"), f"{NO_ADDRESS}Exceeded 30 redirects"),
-}
-PASSING: dict[str, tuple[Callable[[Request], None], str]] = {
-    **{str(s): (serving(status=s), f"HTTP {s} ") for s in (429, 500, 502, 503, 504)},
+    "redirect to ftp": (redirecting("ftp://a/"), "No connection adapters were found"),
+    "redirect to nonsense": (redirecting("http://["), "Invalid IPv6 URL"),
+    "redirect to control characters": (redirecting("http://\x1b.../"), "Failed to parse"),
+    "redirect loop": (redirecting("/data/"), "Exceeded 30 redirects"),
     "short body": (shorter, "broke off: IncompleteRead"),
     "reset": (reset, "broke off: Connection reset by peer"),
     "hang up": (hang_up, "broke off: Remote end closed"),
@@ -197,33 +180,28 @@ PASSING: dict[str, tuple[Callable[[Request], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", FINAL)
-def test_what_asking_again_would_not_change(target: Path, name: str) -> None:
-    respond, why = FINAL[name]
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_asked_once_and_why_it_failed(name: str) -> None:
+    respond, why = FAULTS[name]
     with mirror(respond) as bad:
-        failed = fault(target, bad.url)
-        assert why in str(failed)
+        assert why in str(fault(bad.url))
         assert len(bad.requests) == (31 if name == "redirect loop" else 1)
-    assert not failed.dead
 
 
-@pytest.mark.parametrize("name", PASSING)
-def test_what_may_pass_is_asked_again(target: Path, name: str) -> None:
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_what_may_pass_is_asked_again(status: int) -> None:
     def once(request: Request) -> None:
-        (respond if len(bad.requests) == 1 else serving(ARCHIVE))(request)
+        (serving(ARCHIVE) if len(bad.requests) > 1 else serving(status=status))(request)
 
-    respond, why = PASSING[name]
-    with mirror(respond) as bad:
-        failed = fault(target, bad.url)
-        assert why in str(failed)
+    with mirror(serving(status=status)) as bad:
+        assert str(fault(bad.url)) == f"HTTP {status}"
         assert len(bad.requests) == 1 + PATIENT.retries
-    assert not failed.dead
     with mirror(once) as bad:
-        get(target, bad.url)
+        get(bad.url)
         assert len(bad.requests) == 2
 
 
-def test_it_says_when_to_ask_again_but_is_not_waited_for_without_end(target: Path) -> None:
+def test_it_says_when_to_ask_again_but_is_not_waited_for_without_end() -> None:
     def respond(request: Request) -> None:
         if len(bad.requests) == 1:
             request.answer(status=503, Retry_After="1")
@@ -232,25 +210,24 @@ def test_it_says_when_to_ask_again_but_is_not_waited_for_without_end(target: Pat
 
     start = time.monotonic()
     with mirror(respond) as bad:
-        get(target, bad.url)
+        get(bad.url)
     assert time.monotonic() - start > 0.9
     with mirror(serving(status=503, Retry_After="9999")) as bad:
-        assert str(fault(target, bad.url, HASTY)).startswith("HTTP 503 ")
+        assert str(fault(bad.url, HASTY)).startswith("HTTP 503")
 
 
 @pytest.mark.parametrize("respond", [stops, one_byte_at_a_time])
-def test_no_progress(target: Path, respond: Callable[[Request], None]) -> None:
+def test_no_progress(respond: Callable[[Request], None]) -> None:
     with mirror(respond) as bad:
-        failed = fault(target, bad.url, HASTY)
-        assert str(failed) == "no progress in 0.5 s"
+        failed = fault(bad.url, HASTY)
+        assert str(failed) == "no progress in time"
         assert len(bad.requests) == 1
-    assert not failed.dead
 
 
-def test_size_and_hash_must_both_be_right(target: Path) -> None:
+def test_size_and_hash_must_both_be_right() -> None:
     file = catalogue.File(size=len(CONTENT) + 1, sha256=SHA256)
     with mirror(serving(ARCHIVE)) as bad, pytest.raises(MirrorError) as error:
-        get(target, bad.url, file=file)
+        get(bad.url, file=file)
     assert f"has {len(CONTENT)} bytes with SHA-256 {SHA256}, not {file.size} with" in str(
         error.value
     )
@@ -292,7 +269,6 @@ RIGHT: dict[str, Callable[[Request], None]] = {
     "no Content-Length": without_length,
     "small pieces": small_pieces,
     "redirect": elsewhere,
-    "encoded once more": serving(gzip.compress(ARCHIVE), Content_Encoding="gzip"),
     "Content-Encoding for the gz": serving(ARCHIVE, Content_Encoding="gzip"),
     "plain IDX under the gz name": serving(CONTENT),
     "two members": serving(HALVES),
@@ -301,26 +277,26 @@ RIGHT: dict[str, Callable[[Request], None]] = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_right_bytes_sent(target: Path, name: str) -> None:
+def test_right_bytes_sent(name: str) -> None:
     with mirror(RIGHT[name]) as good:
-        get(target, good.url)
+        get(good.url)
 
 
-def test_slow_but_making_progress_is_waited_for(target: Path) -> None:
+def test_slow_but_making_progress_is_waited_for() -> None:
     with mirror(slowly) as slow:
         start = time.monotonic()
-        get(target, slow.url, HASTY)
+        get(slow.url, HASTY)
         assert time.monotonic() - start > HASTY.stall_timeout
 
 
-def test_it_is_asked_not_to_pack_what_is_packed_already(target: Path) -> None:
+def test_it_is_asked_not_to_pack_what_is_packed_already() -> None:
     def respond(request: Request) -> None:
         asked.append((request.path, request.headers.get_all("Accept-Encoding")))
         request.answer(ARCHIVE)
 
     asked: list[tuple[str, list[str] | None]] = []
     with mirror(respond) as good:
-        get(target, good.url)
+        get(good.url)
     assert asked == [(f"/data/{NAME}.gz", ["identity"])]
 
 
@@ -328,32 +304,31 @@ def test_it_is_asked_not_to_pack_what_is_packed_already(target: Path) -> None:
 
 
 def test_a_certificate_of_an_authority_that_the_environment_names(
-    target: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = trustme.CA()
     with mirror(serving(ARCHIVE), presenting(authority.issue_cert("127.0.0.1"))) as good:
-        failed = fault(target, good.url)
-        assert failed.dead
+        failed = fault(good.url)
         assert str(failed) == (
             "its certificate cannot be verified: unable to get local issuer certificate "
-            "(REQUESTS_CA_BUNDLE names the file of authorities to trust)"
+            "(REQUESTS_CA_BUNDLE)"
         )
         assert good.requests == []
-        bundle = target.with_name("ca.pem")
+        bundle = tmp_path / "ca.pem"
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
-        assert f"invalid path: {bundle}" in str(fault(target, good.url))
+        assert f"invalid path: {bundle}" in str(fault(good.url))
         authority.cert_pem.write_to_path(str(bundle))
-        get(target, good.url)
+        get(good.url)
 
 
-def test_https_is_not_spoken(target: Path) -> None:
+def test_https_is_not_spoken() -> None:
     with mirror(serving(ARCHIVE)) as plain:
-        failed = fault(target, plain.url.replace("http:", "https:"))
+        failed = fault(plain.url.replace("http:", "https:"))
         assert str(failed).startswith("no connection: [SSL")
         assert plain.requests == []
 
 
-def test_proxies(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     def after_login(request: Request) -> None:
         if request.headers["Proxy-Authorization"] == "Basic bWU6c2VjcmV0":  # me:secret
             request.answer(ARCHIVE)
@@ -363,28 +338,27 @@ def test_proxies(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mirror(after_login) as proxy:
         address = f"127.0.0.1:{proxy.server_port}"
         monkeypatch.setenv("http_proxy", f"http://me:secret@{address}")
-        get(target, "http://mirror.invalid/data/")
+        get("http://mirror.invalid/data/")
         assert proxy.requests == [f"http://mirror.invalid/data/{NAME}.gz"]
         monkeypatch.setenv("ALL_PROXY", address)
-        failed = fault(target, "https://mirror.invalid/")
+        failed = fault("https://mirror.invalid/")
         assert str(failed) == (
             "no connection through the proxy of the environment: "
             "Tunnel connection failed: 407 Proxy Authentication Required"
         )
-        assert failed.dead
         assert proxy.requests[1:] == ["mirror.invalid:443"]
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        assert "refused" in str(fault(target, f"http://{refusing()}/"))
+        assert "refused" in str(fault(f"http://{refusing()}/"))
 
 
-def test_a_dead_proxy(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://me:secret@{refusing()}")
     why = "no connection through the proxy of the environment: Connection refused"
-    assert str(fault(target, "http://mirror.invalid/")) == why
+    assert str(fault("http://mirror.invalid/")) == why
 
 
 def test_passwords_in_the_address_and_in_netrc(
-    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def after_login(request: Request) -> None:
         if request.headers["Authorization"] == "Basic bWU6YS9zZWNyZXQ=":  # me:a/secret
@@ -393,33 +367,33 @@ def test_passwords_in_the_address_and_in_netrc(
             request.answer(status=401)
 
     with mirror(after_login) as good:
-        get(target, good.url.replace("//", "//me:a%2Fsecret@"))
-        assert str(fault(target, good.url)) == "HTTP 401 Unauthorized"
+        get(good.url.replace("//", "//me:a%2Fsecret@"))
+        assert str(fault(good.url)) == "HTTP 401"
         (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password a/secret\n")
         monkeypatch.delenv("NETRC")
         monkeypatch.setenv("HOME", str(tmp_path))
-        get(target, good.url)
+        get(good.url)
 
 
 # --- Folders ------------------------------------------------------------------------------------
 
 
-def test_a_folder(target: Path) -> None:
-    (target.parent / f"{NAME}.gz").write_bytes(ARCHIVE)
-    target.with_name(NAME).write_bytes(b"not this one: there is an archive too")
-    get(target, str(target.parent))
+def test_a_folder(tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.gz").write_bytes(ARCHIVE)
+    (tmp_path / NAME).write_bytes(b"not this one: there is an archive too")
+    get(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", [NAME, f"{NAME}.gz"])
-def test_a_file_that_a_browser_has_unpacked(target: Path, name: str) -> None:
-    target.with_name(name).write_bytes(CONTENT)
-    get(target, str(target.parent))
+def test_a_file_that_a_browser_has_unpacked(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(CONTENT)
+    get(str(tmp_path))
 
 
 @pytest.mark.timeout(20)
-def test_folders_that_do_not_have_the_file(target: Path, tmp_path: Path) -> None:
+def test_folders_that_do_not_have_the_file(tmp_path: Path) -> None:
     def why() -> str:
-        return str(fault(target, f"{folder}/"))
+        return str(fault(f"{folder}/"))
 
     folder = tmp_path / "folder"
     assert why() == "No such file or directory"
@@ -439,8 +413,11 @@ def test_folders_that_do_not_have_the_file(target: Path, tmp_path: Path) -> None
         (folder / f"t10k-{name}.idx3-ubyte").touch()
     assert why() == (
         f"no file {NAME}.gz or {NAME}, but t10k-images.idx3-ubyte, t10k-labels.idx3-ubyte, "
-        f"{NAME}, {NAME}.gz, train-images.idx3-ubyte, ..."
+        f"{NAME}, {NAME}.gz, train-images.idx3-ubyte, train-labels.idx3-ubyte"
     )
+    for number in range(20):
+        (folder / f"another {number}").touch()
+    assert why().endswith(", another 6, ...")
     (folder / f"{NAME}.gz").unlink()
     (folder / f"{NAME}.gz").symlink_to("/proc/self/mem")  # reading its start fails
     assert why() == "Input/output error"
