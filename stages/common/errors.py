@@ -1,7 +1,6 @@
 """How a stage ends when it does not succeed: one line for the user instead of a traceback."""
 
 import ctypes
-import errno
 import os
 import re
 import signal
@@ -13,14 +12,6 @@ from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>: the signal to get when the parent process ends
-
-_REMEDIES = {
-    errno.EACCES: "check its permissions",
-    errno.EPERM: "check its permissions",
-    errno.EROFS: "make its disk writable",
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "free some disk space",
-}
 
 _caught: signal.Signals | None = None
 _caught_at = 0.0
@@ -44,8 +35,8 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         # Python names the file when it cannot be opened, but not when a disk is full.
         name = "a file" if error.filename is None else os.fsdecode(error.filename)
-        remedy = _REMEDIES.get(error.errno or 0, "check the file and its disk")
-        _exit(f"{name}: {error.strerror or error}; {remedy}, then run it again")
+        remedy = "check its permissions and the space on its disk, then run it again"
+        _exit(f"{name}: {error.strerror or error}; {remedy}")
 
 
 def catch_signals() -> None:

@@ -27,28 +27,14 @@ def raising(error: BaseException) -> None:
     [
         (errors.StageError("a.txt: two\n lines"), "a.txt: two lines"),
         (
-            OSError(errno.ENOSPC, "No space left on device", b"a"),
-            "a: No space left on device; free some disk space, then run it again",
-        ),
-        (
-            OSError(errno.EDQUOT, "Disk quota exceeded"),
-            "a file: Disk quota exceeded; free some disk space, then run it again",
-        ),
-        (
-            PermissionError(errno.EACCES, "Permission denied", "a"),
-            "a: Permission denied; check its permissions, then run it again",
-        ),
-        (
-            OSError(errno.EPERM, "Operation not permitted", "a"),
-            "a: Operation not permitted; check its permissions, then run it again",
-        ),
-        (
-            OSError(errno.EROFS, "Read-only file system", "a"),
-            "a: Read-only file system; make its disk writable, then run it again",
+            PermissionError(errno.EACCES, "Permission denied", b"a"),
+            "a: Permission denied; check its permissions and the space on its disk, "
+            "then run it again",
         ),
         (
             OSError("10 requested and 5 written"),  # as NumPy says it
-            "a file: 10 requested and 5 written; check the file and its disk, then run it again",
+            "a file: 10 requested and 5 written; check its permissions and the space on its disk, "
+            "then run it again",
         ),
         (
             MemoryError("Unable to allocate 9 GiB"),
