@@ -115,7 +115,7 @@ def start(parameters: TrainParams, timeout: float) -> Run:
     name = hashlib.sha256(f"{hashes} {found.strategy.num_replicas_in_sync}".encode()).hexdigest()
     checkpoint = paths.CHECKPOINTS / f"{name[:16]}.npz"
     resumes = p.checkpoint_every and checkpoint.exists()
-    found.compare(hashes | {"checkpoint": tensors.sha256(checkpoint) if resumes else "0"})
+    found.compare(hashes | {"checkpoint": files.sha256(checkpoint) if resumes else "0"})
     data = batches.Batches(images, labels, p.batch_size, p.seed, p.shift, p.distortion)
     steps = p.epochs * data.in_epoch
     keras.config.set_dtype_policy(p.precision)

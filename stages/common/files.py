@@ -1,5 +1,6 @@
-"""Output files that are either whole or absent."""
+"""Output files that are either whole or absent, and the hashes of files."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -35,3 +36,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write figures for people and `dvc metrics`: floats to six decimals, keys in their order."""
     rounded = json.loads(json.dumps(content), parse_float=lambda digits: round(float(digits), 6))
     path.write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def sha256(path: Path) -> str:
+    """Hash a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """The tensors in data/tensors: .npy files, the manifest that pins them, and their checks."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -8,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common import params, paths
+from stages.common import files, params, paths
 from stages.common.errors import StageError
 
 UInt8: TypeAlias = NDArray[np.uint8]
@@ -58,7 +57,7 @@ def read_manifest(folder: Path = paths.TENSORS) -> Manifest:
 
 def write_manifest(path: Path, classes: list[str], written: dict[str, Path]) -> None:
     """Write the manifest of the tensor files, given by name and by the path where each is now."""
-    hashes = {name: sha256(file) for name, file in written.items()}
+    hashes = {name: files.sha256(file) for name, file in written.items()}
     content = json.dumps({"classes": classes, "sha256": hashes}, indent=2)
     path.write_text(content + "\n", encoding="utf-8", newline="\n")
 
@@ -76,12 +75,6 @@ def write_images(path: Path, images: UInt8, chosen: NDArray[np.int64]) -> None:
             file.write(images[chosen[start : start + _CHUNK]].tobytes())
 
 
-def sha256(path: Path) -> str:
-    """Hash a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def describe(array: NDArray[Any]) -> str:
     """Say what an array is, for messages."""
     return f"{array.dtype.name} of shape {array.shape}"
@@ -90,18 +83,10 @@ def describe(array: NDArray[Any]) -> str:
 def _map(path: Path, manifest: Manifest) -> UInt8:
     if not path.exists():
         raise _not_found(path)
-    found, pinned = sha256(path), manifest.sha256.get(path.name)
+    found, pinned = files.sha256(path), manifest.sha256.get(path.name)
     if found != pinned:
         raise _must_be(path, f"SHA-256 {pinned} as in {paths.MANIFEST.name}", found)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise _must_be(path, "a .npy file", f"damaged ({str(error).rstrip('.')})") from None
-    if not isinstance(array, np.memmap):
-        raise _must_be(path, "a .npy file", "an archive")
-    expected, size = array.offset + array.nbytes, path.stat().st_size
-    if size != expected:
-        raise _must_be(path, f"{expected} bytes", f"{size}")
+    array: UInt8 = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
 
 

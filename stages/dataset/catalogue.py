@@ -1,16 +1,14 @@
 """The catalogue of data sets: where to get each, and what its bytes must hash to."""
 
-import hashlib
 import os
-import unicodedata
+import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
-from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from pydantic import AfterValidator, Field
 
-from stages.common import params, paths
+from stages.common import files, params, paths
 from stages.common.errors import StageError
 
 FileName = Literal[
@@ -36,14 +34,8 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _mirror(mirror: str) -> str:
-    try:
-        url = urlsplit(mirror)
-        local = url.path.startswith("/") and url.netloc in ("", "localhost")
-        web = bool(url.hostname)
-        right = {"http": web, "https": web, "file": local, "": mirror != ""}.get(url.scheme)
-    except ValueError:
-        right = False
-    if not (right and mirror.isprintable()):
+    form = r"https?://[^/\s]\S*|file:///.+|[^:]+"
+    if not (re.fullmatch(form, mirror) and mirror.isprintable()):
         # Without the address: there may be a password in it.
         raise ValueError("must be an http(s) address or a folder")
     return mirror
@@ -51,18 +43,16 @@ def _mirror(mirror: str) -> str:
 
 def folder(mirror: str) -> Path | None:
     """Return the folder that a mirror is, `~` and `$NAME` expanded; None for a web address."""
-    url = urlsplit(mirror)
-    if url.scheme == "file":
-        return Path(url2pathname(url.path))
-    if url.scheme:
+    if mirror.startswith(("http://", "https://")):
         return None
+    if mirror.startswith("file://"):
+        return Path(url2pathname(mirror.removeprefix("file://")))
     return Path(os.path.expanduser(os.path.expandvars(mirror)))  # noqa: PTH111 (Path's may raise)
 
 
 def _one_line(text: str) -> str:
     # Joiners belong to words in some scripts, and to emoji.
-    kinds = set(map(unicodedata.category, text.replace("\u200c", "").replace("\u200d", "")))
-    if kinds & {"Cc", "Cf", "Zl", "Zp"}:
+    if not text.replace("\u200c", "").replace("\u200d", "").isprintable():
         raise ValueError(f"must be a line of printable characters, got {text!a}")
     return text
 
@@ -109,8 +99,7 @@ def verify(path: Path, expected: File) -> None:
 
     Raises StageError that names the file, both hashes, and what to do.
     """
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = files.sha256(path)
     if found != expected.sha256:
         raise StageError(
             f"{path}: SHA-256 is {found}, not {expected.sha256}; "
