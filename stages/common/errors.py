@@ -35,8 +35,8 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         # Python names the file when it cannot be opened, but not when a disk is full.
         name = "a file" if error.filename is None else os.fsdecode(error.filename)
-        remedy = "check its permissions and the space on its disk, then run it again"
-        _exit(f"{name}: {error.strerror or error}; {remedy}")
+        why = error.strerror or error
+        _exit(f"{name}: {why}; check its permissions and its disk, then run it again")
 
 
 def catch_signals() -> None:

@@ -39,8 +39,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StageError(f"{path}: not found; run from the root of the repository") from None
-    except UnicodeDecodeError as error:
-        raise StageError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except (YAMLError, ValueError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" in line {mark.line + 1}" if mark else ""

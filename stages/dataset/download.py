@@ -86,34 +86,27 @@ def chunks(
     file that is expected. There are never more bytes than there should be.
     """
     size, digest = 0, hashlib.sha256()
-    for chunk in _unpacked(web, mirror, name, expected.size, limits):
-        size += len(chunk)
-        digest.update(chunk)
-        if size > expected.size:
-            raise MirrorError(f"unpacked, it has more than {expected.size} bytes")
-        yield chunk
-    if (size, found := digest.hexdigest()) != (expected.size, expected.sha256):
-        raise MirrorError(
-            f"unpacked, it has {size} bytes with SHA-256 {found}, "
-            f"not {expected.size} with {expected.sha256}"
-        )
-
-
-def _unpacked(
-    web: requests.Session, mirror: str, name: str, size: int, limits: Limits
-) -> Iterator[bytes]:
     folder, address = catalogue.folder(mirror), f"{mirror.rstrip('/')}/{name}.gz"
     try:
-        with _open(folder, name) if folder else _ask(web, address, size, limits) as source:
+        with _open(folder, name) if folder else _ask(web, address, expected, limits) as source:
             # Its bytes say whether it is packed, not its name. An IDX file starts with 0.
             packed = source.peek(1)[:1] == b"\x1f"
             content = gzip.GzipFile(fileobj=source) if packed else source
             while chunk := content.read(1 << 17):
+                size += len(chunk)
+                digest.update(chunk)
+                if size > expected.size:
+                    raise MirrorError(f"unpacked, it has more than {expected.size} bytes")
                 yield chunk
     except requests.RequestException as error:
         raise NoAnswerError(_reason(error)) from None
     except (OSError, EOFError, ValueError, zlib.error, exceptions.HTTPError) as error:
         raise MirrorError(_reason(error)) from None
+    if (size, found := digest.hexdigest()) != (expected.size, expected.sha256):
+        raise MirrorError(
+            f"unpacked, it has {size} bytes with SHA-256 {found}, "
+            f"not {expected.size} with {expected.sha256}"
+        )
 
 
 def _open(folder: Path, name: str) -> "io.BufferedReader[Any]":
@@ -127,13 +120,13 @@ def _open(folder: Path, name: str) -> "io.BufferedReader[Any]":
 
 @contextmanager
 def _ask(
-    web: requests.Session, address: str, size: int, limits: Limits
+    web: requests.Session, address: str, expected: catalogue.File, limits: Limits
 ) -> "Iterator[io.BufferedReader[Any]]":
     timeouts = (limits.connect_timeout, limits.stall_timeout)
     with web.get(address, stream=True, timeout=timeouts) as response:
         if response.status_code != 200:
             raise MirrorError(f"HTTP {response.status_code}")
-        yield io.BufferedReader(_Body(response.raw, size, limits.stall_timeout), _BLOCK)
+        yield io.BufferedReader(_Body(response.raw, expected.size, limits.stall_timeout), _BLOCK)
 
 
 class _Body(io.RawIOBase):

@@ -6,7 +6,6 @@ length of each dimension as a big-endian uint32, and the elements, row-major and
 
 import gzip
 import math
-import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ def read_idx(path: str | Path) -> NDArray[Any]:
     Raises IdxError that names the file, what was found and what was expected.
     """
     path = Path(path)
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise IdxError(f"{path}: is not a regular file; give the path of an IDX file")
     try:
         content: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
     except ValueError:  # an empty file cannot be mapped

@@ -28,12 +28,11 @@ def raising(error: BaseException) -> None:
         (errors.StageError("a.txt: two\n lines"), "a.txt: two lines"),
         (
             PermissionError(errno.EACCES, "Permission denied", b"a"),
-            "a: Permission denied; check its permissions and the space on its disk, "
-            "then run it again",
+            "a: Permission denied; check its permissions and its disk, then run it again",
         ),
         (
             OSError("10 requested and 5 written"),  # as NumPy says it
-            "a file: 10 requested and 5 written; check its permissions and the space on its disk, "
+            "a file: 10 requested and 5 written; check its permissions and its disk, "
             "then run it again",
         ),
         (

@@ -201,6 +201,7 @@ def test_what_may_pass_is_asked_again(status: int) -> None:
         assert len(bad.requests) == 2
 
 
+@pytest.mark.timeout(15)
 def test_it_says_when_to_ask_again_but_is_not_waited_for_without_end() -> None:
     def respond(request: Request) -> None:
         if len(bad.requests) == 1:

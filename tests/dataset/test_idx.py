@@ -2,7 +2,6 @@
 
 import gzip
 import math
-import os
 import re
 import resource
 import struct
@@ -230,19 +229,6 @@ def test_a_compressed_file_is_refused_until_it_is_unpacked(tmp_path: Path) -> No
     assert refused(path) == "is compressed by gzip; unpack it with gunzip"
     subprocess.run(["gunzip", str(path)], check=True)
     assert read_idx(tmp_path / "file").tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.timeout(20)  # a reader that opened the pipe would wait for ever
-def test_not_a_regular_file(tmp_path: Path) -> None:
-    why = "is not a regular file; give the path of an IDX file"
-    assert refused(tmp_path) == why
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    for path in (pipe, Path("/dev/zero")):
-        with pytest.raises(IdxError, match=why):
-            read_idx(path)
-    with pytest.raises(FileNotFoundError):
-        read_idx(tmp_path / "none")
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint16", "int64", "float16", "complex64", "U1", "O"])
