@@ -30,7 +30,7 @@ _BLOCK = 1 << 14  # bytes that must arrive within the stall timeout
 
 # Why a mirror failed, by the first kind that the error or one of its causes is; {} is the root.
 _REASONS: dict[type[Exception], str] = {
-    ssl.SSLCertVerificationError: "its certificate cannot be verified: {} (REQUESTS_CA_BUNDLE)",
+    ssl.SSLCertVerificationError: "its certificate cannot be verified: {} (set REQUESTS_CA_BUNDLE)",
     requests.exceptions.ProxyError: "no connection through the proxy of the environment: {}",
     socket.gaierror: "no connection: its name cannot be resolved",
     requests.ConnectTimeout: "no connection in time",

@@ -180,6 +180,7 @@ FAULTS: dict[str, tuple[Callable[[Request], None], str]] = {
 }
 
 
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_is_asked_once_and_why_it_failed(name: str) -> None:
     respond, why = FAULTS[name]
@@ -252,10 +253,10 @@ def small_pieces(request: Request) -> None:
 
 def slowly(request: Request) -> None:
     """Take longer than the stall timeout, but never stall."""
-    request.answer(Content_Length=str(len(ARCHIVE)))
-    for start in range(0, len(ARCHIVE), 1 << 15):
-        request.wfile.write(ARCHIVE[start : start + (1 << 15)])
-        request.sleep(0.15)
+    request.answer(Content_Length=str(len(CONTENT)))
+    for start in range(0, len(CONTENT), 1 << 15):
+        request.wfile.write(CONTENT[start : start + (1 << 15)])
+        request.sleep(0.2)
 
 
 def elsewhere(request: Request) -> None:
@@ -312,7 +313,7 @@ def test_a_certificate_of_an_authority_that_the_environment_names(
         failed = fault(good.url)
         assert str(failed) == (
             "its certificate cannot be verified: unable to get local issuer certificate "
-            "(REQUESTS_CA_BUNDLE)"
+            "(set REQUESTS_CA_BUNDLE)"
         )
         assert good.requests == []
         bundle = tmp_path / "ca.pem"
