@@ -218,6 +218,7 @@ def test_it_says_when_to_ask_again_but_is_not_waited_for_without_end() -> None:
         assert str(fault(bad.url, HASTY)).startswith("HTTP 503")
 
 
+@pytest.mark.timeout(15)
 @pytest.mark.parametrize("respond", [stops, one_byte_at_a_time])
 def test_no_progress(respond: Callable[[Request], None]) -> None:
     with mirror(respond) as bad:
