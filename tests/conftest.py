@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import hashlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.git("init", "-q", "-b", "main")
     project.commit("Small data set")
     return project
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @contextmanager

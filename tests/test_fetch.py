@@ -5,7 +5,6 @@ import gzip
 import os
 import pty
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, add_small_dataset
+from conftest import ROOT, add_small_dataset, disk_of
 from servers import Request, mirror, refusing, separate, serving, silent
 
 from stages import fetch
@@ -173,13 +172,8 @@ def test_passwords_are_used_and_never_printed(place: Place) -> None:
 
 
 def test_a_full_disk(place: Place) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
-    try:
-        with pytest.raises(OSError, match="too large") as error:
-            fetch.main()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with disk_of(8192), pytest.raises(OSError, match="too large") as error:
+        fetch.main()
     assert error.value.filename == "data/raw"
     assert place.files() == {}
 

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from conftest import CLASSES, Project, idx_bytes, small_images
+from conftest import CLASSES, Project, disk_of, idx_bytes, small_images
 
 from stages import preprocess
 from stages.common.errors import StageError
@@ -338,13 +337,8 @@ def test_a_full_disk_leaves_the_old_tensors(place: Place) -> None:
     place.run()
     before = {path.name: path.read_bytes() for path in place.tensors.iterdir()}
     place.params(seed=1)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
-    try:
-        with pytest.raises(OSError, match="too large") as error:
-            preprocess.main()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with disk_of(8192), pytest.raises(OSError, match="too large") as error:
+        preprocess.main()
     assert error.value.filename == "data/tensors"
     assert {path.name: path.read_bytes() for path in place.tensors.iterdir()} == before
 
