@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from conftest import ROOT
+from project import ROOT
 
 OUTPUTS = ("data/model/model.keras", "metrics/history.csv", "metrics/training.json")
 PARAMS: dict[str, Any] = {

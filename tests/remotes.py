@@ -19,7 +19,7 @@ import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from conftest import Project
+from project import Project
 
 BUCKET = "team"
 SEAWEEDFS = ("master", "volume", "filer", "s3")  # the servers in one

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, Project, small_images
+from project import ROOT, Project, small_images
 
 from benchmarks import compare
 from benchmarks.seeds import RECIPES

@@ -8,8 +8,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CLASSES, Project, contents
-from sklearn import metrics as sklearn_metrics
+from project import CLASSES, Project, contents
 
 from stages import evaluate
 
@@ -25,10 +24,13 @@ def predictions(images: int, classes: int, seed: int) -> tuple[Any, Any]:
     return actual, exponents / exponents.sum(axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "classes", "seed"), [(500, 10, 0), (40, 3, 1), (7, 10, 2), (1, 2, 3)]
 )
 def test_measures_are_those_of_scikit_learn(images: int, classes: int, seed: int) -> None:
+    from sklearn import metrics as sklearn_metrics  # takes a second
+
     actual, probabilities = predictions(images, classes, seed)
     predicted = probabilities.argmax(axis=1)
     names = [f"class {index}" for index in range(classes)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, add_small_dataset, disk_of
+from project import ROOT, add_small_dataset, disk_of
 from servers import Request, mirror, refusing, separate, serving, silent
 
 from stages import fetch
@@ -113,6 +113,7 @@ def test_one_line_says_which_mirrors_were_used_and_why(place: Place) -> None:
     assert (out, err) == (f"fetched Small from {used}\n", f"using {used}, because {why}\n")
 
 
+@pytest.mark.slow
 def test_a_mirror_that_does_not_answer_is_asked_for_one_file_alone(place: Place) -> None:
     def hang(request: Request) -> None:
         request.sleep(60)

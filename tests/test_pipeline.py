@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PIPELINE, ROOT, STAGES, Project
+from project import PIPELINE, ROOT, STAGES, Project
 
 
 def imported(file: str) -> Iterator[str]:

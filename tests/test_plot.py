@@ -13,7 +13,6 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Project
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
@@ -21,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from project import Project
 
 from stages import plot
 from stages.common.errors import StageError
@@ -118,6 +118,7 @@ def test_cells_without_an_image_stay_blank() -> None:
     assert 0 < ink.max() < 0.1 * len(picture)  # nothing but the title
 
 
+@pytest.mark.slow
 def test_images_are_drawn_without_ticks_or_frames() -> None:
     figures = (drawing.sample(stripes(2)[1], "Bag"), drawing.grid(stripes(30), table(30, 0), "", 0))
     for axes in (axes for figure in figures for axes in figure.axes):
@@ -125,6 +126,7 @@ def test_images_are_drawn_without_ticks_or_frames() -> None:
         assert not axes.get_frame_on()
 
 
+@pytest.mark.slow
 def test_the_seed_chooses_the_images() -> None:
     titles = [
         [axes.get_title() for axes in drawing.grid(stripes(90), table(90, 0), "", seed).axes]
@@ -250,6 +252,7 @@ def check_that_it_is_readable(classes: list[str]) -> None:
     assert float(labels[0].get_fontsize()) >= 6
 
 
+@pytest.mark.slow
 def test_so_many_classes_that_their_counts_have_no_room() -> None:
     figure = drawing.confusion(100 * np.eye(400, dtype=np.int64), [f"c{i}" for i in range(400)])
     assert figure.get_figwidth() <= 60
@@ -259,6 +262,7 @@ def test_so_many_classes_that_their_counts_have_no_room() -> None:
 # --- Names -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dollar_sign_is_no_formula() -> None:
     classes = ["$x^2$", "5 $ and 6 $", r"$\no formula$"]
     predictions = table(30, 4, classes)
@@ -280,6 +284,7 @@ LONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a rather long name", *LONG])
 def test_titles_of_a_grid_do_not_overlap(name: str) -> None:
     predictions = table(30, 9).replace({"NA": name, "Ankle boot": f"{name}!"})

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import vl_convert
-from conftest import Project
+from project import Project
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import CLASSES, Project, disk_of, idx_bytes, small_images
+from project import CLASSES, Project, disk_of, idx_bytes, small_images
 
 from stages import preprocess
 from stages.common.errors import StageError

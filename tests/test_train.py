@@ -289,6 +289,7 @@ def setup(here: Folder, monkeypatch: pytest.MonkeyPatch) -> Setup:
     return Setup(here, monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_setup_is_what_the_parameters_say(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +317,7 @@ def test_the_setup_is_what_the_parameters_say(
     assert policies["digit"] == "float32"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_of_all_that_decides_the_result(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

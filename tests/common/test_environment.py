@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, STAGES, Project, contents
+from project import ROOT, STAGES, Project, contents
 
 # Each of these changed bits or ended a stage in a traceback.
 HOSTILE = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from project import ROOT
 
 from stages.common import errors
 
@@ -121,6 +121,7 @@ def waiting(busy: str = "pass", **options: Any) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_signals_at_once_are_one_and_one_that_a_library_swallowed_can_be_sent_again() -> None:
     # nohup ignores SIGHUP and the & of a script SIGINT: the first is respected.
     process = waiting(
@@ -140,6 +141,7 @@ def test_signals_at_once_are_one_and_one_that_a_library_swallowed_can_be_sent_ag
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_stops_it() -> None:
     process = waiting(preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     process.send_signal(signal.SIGHUP)
@@ -156,6 +158,7 @@ os._exit(9)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
 @pytest.mark.parametrize("stage", ["train", None])
 def test_a_stage_ends_with_the_dvc_that_runs_it(stage: str | None, tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Project
-from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import load_yaml
+from project import Project
 
 from stages import evaluate, plot, preprocess, train
 from stages.common import params, paths
@@ -131,8 +130,11 @@ def test_values_are_read_as_dvc_reads_them(text: str, tmp_path: Path) -> None:
     assert params.read_yaml(path) == load_yaml(path)
 
 
+@pytest.mark.slow
 def test_an_experiment_changes_one_line(tmp_path: Path) -> None:
     """What `dvc exp run -S` does: DVC reads the file and writes it."""
+    from dvc.utils.hydra import apply_overrides  # takes half a second
+
     path, text = tmp_path / "params.yaml", paths.PARAMS.read_text()
     for section, values in params.read_yaml(paths.PARAMS).items():
         for key, value in values.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Project
+from project import Project
 
 from stages.common import files, tensors
 from stages.common.errors import StageError
@@ -98,6 +98,7 @@ def test_a_flipped_bit_is_caught(name: str, tmp_path: Path) -> None:
         assert part in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_a_header_is_caught_before_it_is_read(tmp_path: Path) -> None:
     write(tmp_path, *good())
     path = tmp_path / "train_images.npy"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from project import ROOT
 
 from stages.common import paths
 from stages.common.errors import StageError

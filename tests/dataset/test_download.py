@@ -70,6 +70,7 @@ def fault(source: str, limits: Limits = PATIENT) -> MirrorError:
 # --- It cannot be reached, or does not answer ---------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(15)
 def test_it_cannot_be_reached_or_does_not_answer() -> None:
     slow = Limits(connect_timeout=0.3, stall_timeout=20, retries=1)
@@ -202,6 +203,7 @@ def test_what_may_pass_is_asked_again(status: int) -> None:
         assert len(bad.requests) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(15)
 def test_it_says_when_to_ask_again_but_is_not_waited_for_without_end() -> None:
     def respond(request: Request) -> None:
@@ -218,6 +220,7 @@ def test_it_says_when_to_ask_again_but_is_not_waited_for_without_end() -> None:
         assert str(fault(bad.url, HASTY)).startswith("HTTP 503")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(15)
 @pytest.mark.parametrize("respond", [stops, one_byte_at_a_time])
 def test_no_progress(respond: Callable[[Request], None]) -> None:
@@ -285,6 +288,7 @@ def test_right_bytes_sent(name: str) -> None:
         get(good.url)
 
 
+@pytest.mark.slow
 def test_slow_but_making_progress_is_waited_for() -> None:
     with mirror(slowly) as slow:
         start = time.monotonic()

@@ -94,6 +94,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch")
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(arrays_of_all_types)
 def test_what_we_write_we_and_idx2numpy_read(scratch: Path, array: NDArray[Any]) -> None:

@@ -9,8 +9,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import Project
 from keras import layers
+from project import Project
 
 from stages.common.errors import StageError
 from stages.model import checks, fused, network

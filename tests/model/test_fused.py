@@ -165,6 +165,7 @@ def test_a_compiled_model_may_have_a_loss_of_ones_own() -> None:
     assert not fused.training_model(model).compiled
 
 
+@pytest.mark.slow
 def test_evaluation_is_fused_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = randomised(network.build(SHAPE, 10))
     path = tmp_path / "data/model/model.keras"

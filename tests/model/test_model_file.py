@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, Project, contents
 from keras import layers
+from project import ROOT, Project, contents
 
 from stages.common.errors import StageError
 from stages.model import model_file

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from project import ROOT
 
 from stages.common.errors import StageError
 from stages.model import network, training
@@ -187,6 +187,7 @@ def test_same_settings_same_bits_and_bfloat16_others_that_are_close() -> None:
     assert rounded[1] == pytest.approx(first[1], rel=0.1)
 
 
+@pytest.mark.slow
 def test_learning_rate_rises_and_falls_to_nothing_or_is_constant() -> None:
     assert float(new(200, 0.125, warmup=0).optimizer.learning_rate) == 0.125
     rate = new(200, 0.01, warmup=0.25).optimizer._learning_rate
@@ -198,6 +199,7 @@ def test_learning_rate_rises_and_falls_to_nothing_or_is_constant() -> None:
     )
 
 
+@pytest.mark.slow
 def test_not_enough_memory_names_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: Any, **__: Any) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")

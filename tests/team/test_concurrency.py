@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project, contents
+from project import Project, contents
 
 REMEDY = (
     "; DVC removed the old outputs of this stage before it ran: "

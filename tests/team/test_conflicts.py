@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import yaml
-from conftest import Project
+from project import Project
 
 
 def branch(project: Project, name: str, changes: dict[str, dict[str, int]]) -> None:

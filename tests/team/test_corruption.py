@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from conftest import Project, contents
+from project import Project, contents
 
 RAW = "data/raw/t10k-labels-idx1-ubyte"
 TENSOR = "data/tensors/train_images.npy"

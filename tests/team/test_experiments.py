@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project
+from project import Project
 from remotes import publish
 
 MAKE = ("make", "--no-print-directory", "-o", ".venv/pipeline.stamp")

@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from conftest import ROOT, Project
+from project import ROOT, Project
 from remotes import publish
 
 # The environment is there, and is not to be renewed.

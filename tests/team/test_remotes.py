@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project, contents
+from project import Project, contents
 from remotes import Remote, publish
 
 RAW = "data/raw/t10k-labels-idx1-ubyte"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PIPELINE, ROOT, Project
+from project import PIPELINE, ROOT, Project
 
 SCRIPT = """
 import sys, hashlib, dvc.api

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project
+from project import ROOT, Project
 from slurm import Cluster
 
 SCALE = ROOT / "docs/scale.md"

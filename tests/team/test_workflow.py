@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Project
+from project import ROOT, Project
 
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 MAKE = ("make", "--no-print-directory", "-o", ".venv/pipeline.stamp", "-o", ".venv/tests.stamp")

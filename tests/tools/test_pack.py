@@ -12,8 +12,8 @@ from typing import Any
 import idx2numpy
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image, ImageDraw
+from project import ROOT
 
 from stages.common.errors import StageError
 from stages.dataset import catalogue

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Project
 from PIL import Image, ImageDraw, ImageOps
+from project import ROOT, Project
 
 from stages import fetch, preprocess
 from tools import pack
