@@ -96,6 +96,20 @@ class Folder:
         os.close(ours)
         return process.wait(), shown.decode()
 
+    def evaluate(self) -> dict[str, float]:
+        """Return what stock Keras finds of the saved model on the validation images."""
+        import keras
+
+        images, labels = (
+            np.load(self.path / f"data/tensors/validation_{kind}.npy")
+            for kind in ("images", "labels")
+        )
+        model = keras.models.load_model(self.path / OUTPUTS[0])
+        found: dict[str, float] = model.evaluate(
+            images, labels.astype(np.float32), verbose=0, return_dict=True
+        )
+        return found
+
     def outputs(self) -> dict[str, str]:
         """Return the SHA-256 of every file but the inputs."""
         return {

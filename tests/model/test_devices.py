@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
@@ -82,15 +81,11 @@ def run_both(first: Folder, second: Folder) -> tuple[list[int], list[tuple[str, 
             process.kill()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
-    """Folders after the same training by one device, two devices, and two workers."""
-    folders = {}
-    for name, strategy in (
-        ("one", "single"), ("two", "mirrored"), ("first", "multi_worker"),
-        ("second", "multi_worker"),
-    ):  # fmt: skip
-        folders[name] = folder = Folder(tmp_path_factory.mktemp(name))
+@pytest.mark.slow
+def test_one_device_two_and_two_workers(tmp_path: Path) -> None:
+    folders = {name: Folder(tmp_path / name) for name in ("one", "two", "first", "second")}
+    strategies = ("single", "mirrored", "multi_worker", "multi_worker")
+    for (name, folder), strategy in zip(folders.items(), strategies, strict=True):
         folder.write_tensors(range(100))
         folder.write_params(strategy=strategy, epochs=4)
         folder.command = [sys.executable, "-c", CALLBACKS, name]
@@ -102,60 +97,39 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
     assert printed[0][0].startswith("training accuracy")
     assert printed[1][0] == "worker 1 of 2: trained on 200 images\n"
     assert errors_of(printed[0][1]) == errors_of(printed[1][1]) == []
-    return folders
 
-
-@pytest.mark.slow
-def test_two_devices_and_two_workers_give_the_same_bits(trained: dict[str, Folder]) -> None:
-    two, first = (trained[name].outputs() for name in ("two", "first"))
+    # Two devices and two workers give the same bits.
+    one, two, first, second = (folder.outputs() for folder in folders.values())
     assert two.keys() > set(OUTPUTS)
     assert {name: two[name] for name in OUTPUTS} == {name: first[name] for name in OUTPUTS}
     # Only the first worker writes, but for what callbacks of the user's write.
-    assert {*trained["second"].outputs()} == {"1.keras", "2.keras", "log.csv", "told.json"}
+    assert {*second} == {"1.keras", "2.keras", "log.csv", "told.json"}
 
-
-@pytest.mark.slow
-def test_callbacks_are_told_the_same_on_all_workers(trained: dict[str, Folder]) -> None:
-    two, first, second = (
-        (trained[name].path / "told.json").read_text() for name in ("two", "first", "second")
-    )
-    assert first == second == two
-    assert [json.loads(line)[0] for line in first.splitlines()] == [0, 1]  # stopped in the second
-    assert {"loss", "val_loss", "val_accuracy"} <= json.loads(first.splitlines()[0])[1].keys()
-    for folder in trained.values():
+    # All callbacks are told the same, and it stops in the second epoch.
+    assert first["told.json"] == second["told.json"] == two["told.json"]
+    told = [json.loads(line) for line in (folders["one"].path / "told.json").open()]
+    assert [epoch for epoch, _ in told] == [0, 1]
+    assert {"loss", "val_loss", "val_accuracy"} <= told[0][1].keys()
+    for folder in folders.values():
         assert len(pd.read_csv(folder.path / "log.csv")) == 2
-        assert (folder.path / "2.keras").exists()
 
+    # What is saved is the model whose figures are told: the first, for no later one was better.
+    for name in ("one", "two", "first"):
+        folder = folders[name]
+        figures = json.loads((folder.path / OUTPUTS[2]).read_text())["validation"]
+        history = pd.read_csv(folder.path / OUTPUTS[1])
+        best = history[history["epoch"] == 1].iloc[-1]
+        assert figures["loss"] == pytest.approx(best["validation_loss"], rel=1e-5)
+        assert len(history["epoch"].unique()) == 2
+        found = folder.evaluate()
+        assert found["cross_entropy"] == pytest.approx(figures["loss"], rel=1e-4)
+        assert found["accuracy"] == pytest.approx(figures["accuracy"], abs=1e-6)
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["one", "two", "first"])
-def test_what_is_saved_is_the_model_whose_figures_are_told(
-    trained: dict[str, Folder], name: str
-) -> None:
-    import keras
-
-    folder = trained[name].path
-    figures = json.loads((folder / OUTPUTS[2]).read_text())["validation"]
-    history = pd.read_csv(folder / OUTPUTS[1])
-    best = history[history["epoch"] == 1].iloc[-1]  # the second was not so much better
-    assert figures["loss"] == pytest.approx(best["validation_loss"], rel=1e-5)
-    assert len(history["epoch"].unique()) == 2
-    images, labels = (
-        np.load(folder / f"data/tensors/validation_{kind}.npy") for kind in ("images", "labels")
-    )
-    model = keras.models.load_model(folder / OUTPUTS[0])
-    found = model.evaluate(images, labels.astype(np.float32), verbose=0, return_dict=True)
-    assert found["cross_entropy"] == pytest.approx(figures["loss"], rel=1e-4)
-    assert found["accuracy"] == pytest.approx(figures["accuracy"], abs=1e-6)
-
-
-@pytest.mark.slow
-def test_one_device_sees_the_same_images_at_the_same_rate(trained: dict[str, Folder]) -> None:
-    one, two = (pd.read_csv(trained[name].path / OUTPUTS[1]) for name in ("one", "two"))
+    # One device sees the same images at the same rate, but each normalises its half of a batch.
     same = ["step", "epoch", "images_seen", "learning_rate"]
-    pd.testing.assert_frame_equal(one[same], two[same])
-    # Not the same bits: each device normalises its own half of a batch.
-    assert trained["one"].outputs()[OUTPUTS[0]] != trained["two"].outputs()[OUTPUTS[0]]
+    sees_one, sees_two = (pd.read_csv(folders[n].path / OUTPUTS[1])[same] for n in ("one", "two"))
+    pd.testing.assert_frame_equal(sees_one, sees_two)
+    assert one[OUTPUTS[0]] != two[OUTPUTS[0]]
 
 
 @pytest.mark.slow
