@@ -134,10 +134,9 @@ def _read_config(text: str) -> tuple[list[str], int]:
     """Return the workers' addresses, HOST:PORT, in their order, and the place of this one."""
     try:
         config = json.loads(text)
-        chief, worker = (config["cluster"].get(kind, []) for kind in ("chief", "worker"))
-        addresses = [*chief, *worker]
-        places = {"chief": range(len(chief)), "worker": range(len(chief), len(addresses))}
-        own = places[config["task"]["type"]][config["task"]["index"]]
+        cluster, task = config["cluster"], config["task"]
+        addresses = [*cluster.get("chief", []), *cluster.get("worker", [])]
+        own = addresses.index(cluster[task["type"]][task["index"]])
         wrong = [address for address in addresses if not _ADDRESS.fullmatch(address)]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise StageError(

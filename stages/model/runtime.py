@@ -3,9 +3,9 @@
 import gc
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 # Keras imports these where they are installed, for layers and functions that are not used here.
@@ -47,24 +47,19 @@ def start(seed: int, threads: int, instructions: Instructions) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what is printed on file descriptor 2; print it if the block fails.
+    """Drop what is printed on file descriptor 2.
 
-    TensorFlow's C++ code logs there before it reads its log level.
+    TensorFlow's C++ code logs there before it reads its log level. What Python raises is shown
+    later.
     """
-    sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            held.seek(0)
-            os.write(stderr, held.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 @contextmanager
