@@ -47,6 +47,11 @@ class Forgetful(Times):
         return layers.Layer.get_config(self)  # type: ignore[no-any-return]
 
 
+@keras.saving.register_keras_serializable("tests")  # type: ignore[untyped-decorator]
+def adding_up_to_one(x: Any) -> Any:
+    return x / keras.ops.sum(x, axis=-1, keepdims=True)
+
+
 class Subclass(keras.Model):  # type: ignore[misc] # Keras has no types
     pass
 
@@ -94,6 +99,15 @@ REFUSED: dict[str, Callable[[], keras.Model]] = {
     r"takes and gives \(8, 4, 4, 1\) and \(8, 3\); ": lambda: through(batch_size=8),
     r"and \(None, 2\); .* give \(None, 4, 4, 1\) and \(None, 3\): images from ": lambda: through(
         last=layers.Dense(2, "softmax")
+    ),
+    "the last layer gives -.* which are no probabilities; ": lambda: through(
+        last=layers.Dense(3, adding_up_to_one)
+    ),
+    'are no probabilities; give it activation="softmax"': lambda: through(
+        last=layers.Dense(3, "sigmoid")
+    ),
+    'the last layer gives bfloat16; give it dtype="float32"': lambda: through(
+        last=layers.Dense(3, "softmax", dtype="mixed_bfloat16")
     ),
 }
 
