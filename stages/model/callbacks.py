@@ -117,13 +117,16 @@ class History(keras.callbacks.Callback):  # type: ignore[misc]
         Those of training are means over the epoch, of images as they were trained on, shifted,
         while the network still learnt: they may be worse than those of validation.
         """
-        names = ("accuracy", "loss")
-        images = np.diff([0, *(row["images_seen"] for row in self.rows)])
-        own = [index for index, row in enumerate(self.rows) if row["epoch"] == epoch]
-        columns = {name: [self.rows[index][name] for index in own] for name in names}
-        means = {name: float(np.average(columns[name], weights=images[own])) for name in names}
-        last = {name: self.rows[own[-1]][f"validation_{name}"] for name in names}
-        return {"training": means} | ({"validation": last} if last["loss"] is not None else {})
+        own = [row for row in self.rows if row["epoch"] == epoch]
+        steps = np.diff([(epoch - 1) * self.params["steps"], *(row["step"] for row in own)])
+        training = {
+            name: float(np.average([row[name] for row in own], weights=steps))
+            for name in ("accuracy", "loss")
+        }
+        validation = {name: own[-1][f"validation_{name}"] for name in training}
+        if validation["loss"] is None:
+            return {"training": training}
+        return {"training": training, "validation": validation}
 
 
 def _line(values: Iterable[Any]) -> str:
