@@ -1,6 +1,5 @@
 """The figures show what they should, whatever the predictions are."""
 
-import io
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,8 +12,6 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,7 +23,7 @@ from stages import plot
 from stages.common.errors import StageError
 from stages.figures import drawing, names
 
-CLASSES = ["Ankle boot", "T-shirt/top", "NA"]
+CLASSES = ["Ankle boot", r"$\no formula$", "NA"]
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +57,11 @@ def stripes(count: int) -> np.ndarray:
 
 
 def pixels(axes: Axes) -> np.ndarray:
-    """Return the only image of some axes, checked to be drawn as ink on paper."""
+    """Return the only image of some axes, checked to be ink on paper and nothing but it."""
     (image,) = axes.images
     assert image.cmap.name == "gray_r"
     assert image.get_clim() == (0, 255)
+    assert len(axes.get_xticks()) == len(axes.get_yticks()) == axes.get_frame_on() == 0
     return np.asarray(image.get_array())
 
 
@@ -85,121 +83,70 @@ def check_that_all_is_in_the_picture(figure: Figure) -> None:
 # --- The grids and the sample ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wrong", "shown"), [(0, 0), (1, 1), (9, 9), (10, 10), (25, 10)])
-def test_a_grid_shows_up_to_ten_images_with_their_own_titles(wrong: int, shown: int) -> None:
-    predictions = table(30, wrong)
-    mistaken = predictions[predictions["actual"] != predictions["predicted"]]
-    figure = drawing.grid(stripes(30), mistaken, "misclassified", seed=1)
-    assert figure.get_suptitle() == (
-        f"misclassified: {shown} of {wrong}" if shown else "misclassified: none"
-    )
+@pytest.mark.parametrize(
+    ("wrong", "title"),
+    [(0, "wrong: none"), (9, "wrong: 9 of 9"), (1234, "wrong: 10 of 1,234")],
+)
+def test_a_grid_shows_up_to_ten_images_with_their_own_titles(wrong: int, title: str) -> None:
+    images, mistaken = stripes(1300), table(1300, wrong)[:wrong]
+    figure = drawing.grid(images, mistaken, "wrong", seed=1)
+    assert figure.get_suptitle() == title
     assert len(figure.axes) == 10
-    drawn = [axes for axes in figure.axes if axes.images]
-    assert len(drawn) == shown
-    titles = {
-        f"predicted {row.predicted}\ntrue {row.actual}\nconfidence {row.confidence:.1%}": index
-        for index, row in zip(mistaken.index, mistaken.itertuples(), strict=True)
-    }
-    for axes in drawn:
-        assert (pixels(axes) == stripes(30)[titles.pop(axes.get_title()), ..., 0]).all()
-
-
-def test_the_number_of_a_grid_has_its_thousands_marked() -> None:
-    figure = drawing.grid(stripes(1234), table(1234, 0), "correctly classified", seed=0)
-    assert figure.get_suptitle() == "correctly classified: 10 of 1,234"
-
-
-def test_cells_without_an_image_stay_blank() -> None:
-    figure = drawing.grid(stripes(30), table(30, 0).iloc[:0], "misclassified", seed=1)
-    drawn = io.BytesIO()
-    figure.savefig(drawn)
-    picture = matplotlib.image.imread(io.BytesIO(drawn.getvalue()))[..., :3]
-    ink = np.flatnonzero((picture < 1).any(axis=(1, 2)))
-    assert 0 < ink.max() < 0.1 * len(picture)  # nothing but the title
-
-
-@pytest.mark.slow
-def test_images_are_drawn_without_ticks_or_frames() -> None:
-    figures = (drawing.sample(stripes(2)[1], "Bag"), drawing.grid(stripes(30), table(30, 0), "", 0))
-    for axes in (axes for figure in figures for axes in figure.axes):
-        assert len(axes.get_xticks()) == len(axes.get_yticks()) == 0
-        assert not axes.get_frame_on()
-
-
-@pytest.mark.slow
-def test_the_seed_chooses_the_images() -> None:
-    titles = [
-        [axes.get_title() for axes in drawing.grid(stripes(90), table(90, 0), "", seed).axes]
-        for seed in (0, 0, 1)
-    ]
-    assert titles[0] == titles[1] != titles[2]
-
-
-def test_the_first_training_image_bears_its_name() -> None:
-    figure = drawing.sample(stripes(5)[4], "Bag")
-    assert figure.axes[0].get_title() == "first training image: Bag"
-    assert (pixels(figure.axes[0]) == stripes(5)[4, ..., 0]).all()
+    shown = mistaken.sample(min(10, wrong), random_state=1)
+    for axes, index, row in zip(figure.axes, shown.index, shown.itertuples(), strict=False):
+        assert axes.get_title() == (
+            f"predicted {row.predicted}\ntrue {row.actual}\nconfidence {row.confidence:.1%}"
+        )
+        assert (pixels(axes) == images[index, ..., 0]).all()
+    for axes in figure.axes[len(shown) :]:
+        assert not axes.images
+        assert len(axes.get_xticks()) == len(axes.get_yticks()) == axes.get_frame_on() == 0
 
 
 # --- The confusion matrix ----------------------------------------------------------------------
 
 
 def test_the_confusion_matrix_counts(tmp_path: Path) -> None:
-    # Taken for the next class 7 times, and once for the one after: not symmetric.
-    predictions = pd.concat([table(30, 7), table(3, 3).iloc[:1].assign(predicted="NA")])
-    expected = {pair: len(rows) for pair, rows in predictions.groupby(["actual", "predicted"])}
-    assert expected["Ankle boot", "T-shirt/top"] != expected.get(("T-shirt/top", "Ankle boot"))
-
-    matrix = plot.count_pairs(predictions, CLASSES)
+    pairs = {(0, 0): 5, (0, 1): 4, (0, 2): 1, (2, 0): 9}  # by rows and columns
+    rows = [(CLASSES[a], CLASSES[p]) for (a, p), count in pairs.items() for _ in range(count)]
+    matrix = plot.count_pairs(pd.DataFrame(rows, columns=["actual", "predicted"]), CLASSES)
     figure = drawing.confusion(matrix, CLASSES)
-    axes = figure.axes[0]
-    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+    drawn_texts(figure)
+    (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
     assert axes.get_title() == "confusion matrix of the test images"
     assert axes.yaxis_inverted()
-    across, down = (
-        dict(
-            zip(
-                axis.get_ticklocs(),
-                (label.get_text() for label in axis.get_ticklabels()),
-                strict=True,
-            )
-        )
-        for axis in (axes.xaxis, axes.yaxis)
-    )
-    counts = {}
-    for text in axes.texts:
-        x, y = text.get_position()
-        counts[down[y], across[x]] = int(text.get_text())
-        assert text.get_fontweight() == ("bold" if x == y else "normal")
-    assert counts == expected
-
+    for axis in (axes.xaxis, axes.yaxis):
+        ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+        assert [(place, text.get_text()) for place, text in ticks] == [*enumerate(CLASSES)]
+    # (x, y), which is (column, row)
+    assert {
+        text.get_position(): (text.get_text(), text.get_fontweight()) for text in axes.texts
+    } == {
+        (0, 0): ("5", "bold"),
+        (1, 0): ("4", "normal"),
+        (2, 0): ("1", "normal"),
+        (0, 2): ("9", "normal"),
+    }
     # The darker, the more mistakes; what is right is as light as what never happens.
-    shade = np.asarray(axes.images[0].get_array())
-    for row, actual in enumerate(CLASSES):
-        for column, predicted in enumerate(CLASSES):
-            mistakes = expected.get((actual, predicted), 0) if row != column else 0
-            assert shade[row, column] == pytest.approx(mistakes**0.5)
-    low, high = axes.images[0].get_clim()
-    assert low == 0
-    assert high == pytest.approx(2 * shade.max())
+    (image,) = axes.images
+    assert np.asarray(image.get_array()).tolist() == [[0, 2, 1], [0, 0, 0], [3, 0, 0]]
+    assert (image.get_clim(), image.cmap.name) == ((0, 6), "Oranges")
 
-    plot.write_pairs(tmp_path / "confusion.csv", matrix, CLASSES)
-    lines = (tmp_path / "confusion.csv").read_bytes().decode().split("\n")
-    assert lines[:4] == ["actual,predicted,count"] + [
-        f"{name},{name},{expected.get((name, name), 0)}" for name in CLASSES
-    ]
-    assert sorted(lines[4:]) == sorted(
-        ["", *(f"{a},{p},{count}" for (a, p), count in expected.items() if a != p)]
+    path = tmp_path / "confusion.csv"
+    plot.write_pairs(path, matrix, CLASSES)
+    boot, dollar, na = CLASSES
+    assert path.read_bytes().decode() == (
+        f"actual,predicted,count\n{boot},{boot},5\n{dollar},{dollar},0\n{na},{na},0\n"
+        f"{boot},{dollar},4\n{boot},{na},1\n{na},{boot},9\n"
     )
 
 
 def test_a_matrix_without_a_mistake_is_light_all_over() -> None:
-    figure = drawing.confusion(np.diag([7, 0, 12]), CLASSES)
-    (image,) = figure.axes[0].images
-    assert not np.asarray(image.get_array()).any()
-    assert image.get_clim() == (0, 2)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["7", "12"]
+    (axes,) = drawing.confusion(np.diag([7, 0, 12]), CLASSES).axes
+    assert not np.asarray(axes.images[0].get_array()).any()
+    assert axes.images[0].get_clim() == (0, 2)
+    assert [text.get_text() for text in axes.texts] == ["7", "12"]
 
 
 @pytest.mark.slow
@@ -207,22 +154,15 @@ def test_a_matrix_without_a_mistake_is_light_all_over() -> None:
     "classes",
     [
         ["no", "yes"],
-        ["benign keratosis-like lesions", "no"],
         ["benign keratosis-like lesions", "a name of many words that goes on and on and on", "x"],
         [f"{number} is a name that differs at its end {number}" for number in range(10)],
         [str(number) for number in range(47)],
-        [f"letter {number}" for number in range(62)],
-        [f"class number {number}" for number in range(200)],
+        [f"letter {number}" for number in range(26)],
     ],
     ids=lambda classes: f"{len(classes)} {classes[0][:10]}",
 )
 def test_any_number_of_classes_and_any_length_of_names_stays_readable(classes: list[str]) -> None:
     check_that_it_is_readable(classes)
-
-
-@pytest.mark.usefixtures("noto")
-def test_long_names_in_chinese_stay_readable() -> None:
-    check_that_it_is_readable(["良性角化症様病変を含む皮膚の病変のすべて", "基底細胞癌"])
 
 
 def check_that_it_is_readable(classes: list[str]) -> None:
@@ -253,50 +193,36 @@ def check_that_it_is_readable(classes: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_so_many_classes_that_their_counts_have_no_room() -> None:
-    figure = drawing.confusion(100 * np.eye(400, dtype=np.int64), [f"c{i}" for i in range(400)])
+@pytest.mark.parametrize(("classes", "counts"), [(200, 200), (220, 0)])
+def test_counts_are_left_out_where_they_have_no_room(classes: int, counts: int) -> None:
+    matrix = 1234 * np.eye(classes, dtype=np.int64)
+    figure = drawing.confusion(matrix, [f"c{number}" for number in range(classes)])
     assert figure.get_figwidth() <= 60
-    assert not figure.axes[0].texts
+    assert len(figure.axes[0].texts) == counts
 
 
 # --- Names -------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_dollar_sign_is_no_formula() -> None:
-    classes = ["$x^2$", "5 $ and 6 $", r"$\no formula$"]
-    predictions = table(30, 4, classes)
-    figures = (
-        drawing.grid(stripes(30), predictions, "misclassified", 0),
-        drawing.confusion(plot.count_pairs(predictions, classes), classes),
-        drawing.sample(stripes(1)[0], classes[2]),
-    )
-    for figure in figures:
-        texts = [text for text in drawn_texts(figure) if "$" in text.get_text()]
-        assert texts
-        assert not any(text.get_parse_math() for text in texts)
 
 
 LONG = [
     "a name that is quite long, as those of skin lesions are",
     "BENIGN KERATOSIS-LIKE LESIONS OF THE SKIN",
     "良性角化症様病変を含む皮膚の病変のすべて",
+    r"$\no formula$ in a rather long name",
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["a rather long name", *LONG])
+@pytest.mark.parametrize("name", LONG)
 def test_titles_of_a_grid_do_not_overlap(name: str) -> None:
-    predictions = table(30, 9).replace({"NA": name, "Ankle boot": f"{name}!"})
     names.choose_fonts([name])
+    predictions = table(30, 9, [name, f"{name}!", "x"])
     figure = drawing.grid(stripes(30), predictions, "correctly classified", seed=0)
     check_that_all_is_in_the_picture(figure)
     boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    cells = [axes.get_window_extent().shrunk(0.9, 0.9) for axes in figure.axes]
     for index, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
-        assert not any(
-            box.overlaps(axes.get_window_extent().shrunk(0.9, 0.9)) for axes in figure.axes
-        )
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :] + cells)
     check_that_all_is_in_the_picture(drawing.sample(stripes(1)[0], name))
 
 
@@ -316,41 +242,6 @@ def test_names_keep_their_beginning_and_their_end() -> None:
     assert names.wrap("one", "two three four five six", 9) == "one two\nthree …"
 
 
-@pytest.fixture
-def noto(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let matplotlib know Debian's fonts-noto-cjk, even if they were installed a moment ago."""
-    paths = [path for path in font_manager.findSystemFonts() if "NotoSansCJK-Regular" in path]
-    if not paths:
-        pytest.skip("needs Debian's fonts-noto-cjk")
-    add_font(Path(paths[0]), monkeypatch)
-
-
-def add_font(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add a font to those that matplotlib knows, until the end of the test."""
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
-    font_manager.fontManager.addfont(path)
-
-
-def make_font(path: Path, family: str, character: str) -> None:
-    """Build a font in which a character is a black square."""
-    pen = TTGlyphPen(None)
-    pen.moveTo((0, 0))
-    for corner in ((0, 1000), (1000, 1000), (1000, 0)):
-        pen.lineTo(corner)
-    pen.closePath()
-    square, empty = pen.glyph(), TTGlyphPen(None).glyph()
-    builder = FontBuilder(1000, isTTF=True)
-    builder.setupGlyphOrder([".notdef", "square"])
-    builder.setupCharacterMap({ord(character): "square"})
-    builder.setupGlyf({".notdef": empty, "square": square})
-    builder.setupHorizontalMetrics({".notdef": (500, 0), "square": (1000, 0)})
-    builder.setupHorizontalHeader(ascent=1000, descent=0)
-    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
-    builder.setupOS2(sTypoAscender=1000, fsSelection=0x40)
-    builder.setupPost()
-    builder.save(path)
-
-
 # Characters for private use, which no font need have.
 PRIVATE = "\U000f1234"
 
@@ -364,9 +255,13 @@ def rename_class(project: Project, old: str, new: str) -> None:
         path.write_text(content.replace(old, new), encoding="utf-8")
 
 
-def test_a_character_that_no_font_has_is_reported_once(finished: Project) -> None:
+def test_a_character_without_a_font_is_reported_once_and_the_users_settings_change_nothing(
+    finished: Project, tmp_path: Path
+) -> None:
     rename_class(finished, "circle", PRIVATE)
-    env = {"PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8"}
+    for folder in (tmp_path, finished.path):  # matplotlib reads one where it is started, too
+        (folder / "matplotlibrc").write_text("axes.facecolor: red\nfont.size: 30\n")
+    env = {"PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8", "MATPLOTLIBRC": str(tmp_path)}
     warning, rest = finished.stage("plot", env=env).split("\n", 1)
     assert re.fullmatch(
         f"warning: no font for {PRIVATE}: class names show boxes in the figures; install one of "
@@ -376,30 +271,38 @@ def test_a_character_that_no_font_has_is_reported_once(finished: Project) -> Non
     )
     assert rest.startswith("5 figures in metrics/figures: ")
     assert rest.count("\n") == 1
+    # Class names are in all other figures.
+    assert finished.git("status", "--porcelain", "metrics/figures/training.png") == ""
 
 
 def test_a_family_is_fallen_back_on_for_what_the_default_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make_font(tmp_path / "squares.ttf", "Squares", PRIVATE)
-    monkeypatch.setattr(names, "FAMILIES", ["DejaVu Sans", "No such font", "cmr10", "Squares"])
-    add_font(tmp_path / "squares.ttf", monkeypatch)
-    names.choose_fonts(["7", PRIVATE])
-    assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "Squares"]
+    # These come with matplotlib.
+    monkeypatch.setattr(names, "FAMILIES", ["DejaVu Sans", "No font", "cmr10", "STIXGeneral"])
+    names.choose_fonts(["7", "ⓝ"])
+    assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "STIXGeneral"]
     assert capfd.readouterr().err == ""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of a missing glyph
-        drawn_texts(drawing.sample(stripes(1)[0], PRIVATE))
+        drawn_texts(drawing.sample(stripes(1)[0], "ⓝ"))
 
 
-@pytest.mark.usefixtures("noto")
-def test_fonts_of_the_machine_draw_chinese_and_japanese(capfd: pytest.CaptureFixture[str]) -> None:
-    names.choose_fonts(["犬", "猫の手"])
-    assert len(matplotlib.rcParams["font.family"]) == 1
-    assert capfd.readouterr().err == ""
+def test_chinese_and_japanese_are_readable_in_the_fonts_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # matplotlib itself does not know of fonts that were installed a moment ago.
+    noto = [path for path in font_manager.findSystemFonts() if "NotoSansCJK-Regular" in path]
+    if not noto:
+        pytest.skip("needs Debian's fonts-noto-cjk")
+    fonts = font_manager.fontManager
+    monkeypatch.setattr(fonts, "ttflist", [*fonts.ttflist])
+    fonts.addfont(noto[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn_texts(drawing.sample(stripes(1)[0], "猫の手"))
+        check_that_it_is_readable([LONG[2], "基底細胞癌", "猫の手"])
+    assert len(matplotlib.rcParams["font.family"]) == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_names_that_the_default_font_has_need_no_other(capfd: pytest.CaptureFixture[str]) -> None:
@@ -410,9 +313,9 @@ def test_names_that_the_default_font_has_need_no_other(capfd: pytest.CaptureFixt
 
 
 def test_many_missing_characters_are_cut_short(capfd: pytest.CaptureFixture[str]) -> None:
-    names.choose_fonts(["".join(chr(0xF1000 + number) for number in range(11))])
-    shown = " ".join(chr(0xF1000 + number) for number in range(10))
-    assert f"for {shown} ...: class names" in capfd.readouterr().err
+    characters = [chr(0xF1000 + number) for number in range(11)]
+    names.choose_fonts(["".join(characters)])
+    assert f"for {' '.join(characters[:10])} ...: class names" in capfd.readouterr().err
     assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]
 
 
@@ -441,33 +344,18 @@ def test_the_curves_are_those_of_the_history() -> None:
         assert [text.get_text() for text in legend.get_texts()] == ["training", "validation"]
         curve, dots = axes.lines
         assert (curve.get_label(), dots.get_label()) == ("training", "validation")
-        assert (
-            np.asarray(curve.get_xydata()).tolist() == history[["step", name]].to_numpy().tolist()
-        )
-        assert np.asarray(dots.get_xydata()).tolist() == (
-            history.loc[[1, 3], ["step", f"validation_{name}"]].values.tolist()
-        )
-        assert (curve.get_linestyle(), dots.get_linestyle(), dots.get_marker()) == (
-            "-",
-            "None",
-            "o",
-        )
+        for line, expected in (
+            (curve, history[["step", name]]),
+            (dots, history.loc[[1, 3], ["step", f"validation_{name}"]]),
+        ):
+            assert np.asarray(line.get_xydata()).tolist() == expected.to_numpy().tolist()
+        assert curve.get_linestyle() == "-"
+        assert (dots.get_linestyle(), dots.get_marker()) == ("None", "o")
     assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear"]
     assert figure.axes[1].get_ylim()[1] == 1
 
-
-def test_without_validation_there_is_one_curve() -> None:
-    nothing = [float("nan")] * 2
-    history = pd.DataFrame(
-        {
-            "step": [1, 2],
-            "loss": [2.0, 1.0],
-            "accuracy": [0.1, 0.5],
-            "validation_loss": nothing,
-            "validation_accuracy": nothing,
-        }
-    )
-    for axes in drawing.training(history).axes:
+    without = history.assign(validation_loss=nothing, validation_accuracy=nothing)
+    for axes in drawing.training(without).axes:
         assert [line.get_label() for line in axes.lines] == ["training"]
 
 
@@ -494,16 +382,12 @@ def test_figures_of_the_pipeline(reproduced: Project) -> None:
         assert b"matplotlib" not in path.read_bytes()
 
 
-@pytest.mark.parametrize("classes", [["null", "7", "NA"], ["007", "7", "1e3"]])
 def test_the_stage_draws_what_it_read(
-    classes: list[str],
-    finished: Project,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    finished: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Run the stage in this process, and look at its figures as they are saved."""
+    classes = ["007", "7", "NA"]
     rename_class(finished, "circle", classes[0])
-    rename_class(finished, "NA", classes[2])
     path = finished.path / "metrics/predictions.csv"
     rows: Any = pd.read_csv(path, dtype=str, keep_default_na=False)
     # Some mistakes at least, and the last image is one of them.
@@ -528,7 +412,6 @@ def test_the_stage_draws_what_it_read(
     assert capsys.readouterr().out == (
         f"5 figures in metrics/figures: {wrong.sum()} misclassified images\n"
     )
-    assert set(saved) == {"sample", "mismatch", "match", "confusion", "training"}
     (axes,) = saved["sample"].axes
     first = classes[tensors["train_labels"][0].argmax()]
     assert axes.get_title() == f"first training image: {first}"
@@ -559,15 +442,6 @@ def test_the_stage_draws_what_it_read(
     assert pairs["actual"].tolist()[:3] == classes
 
 
-def test_the_users_matplotlib_settings_do_not_reach_the_figures(
-    finished: Project, tmp_path: Path
-) -> None:
-    for folder in (tmp_path, finished.path):  # matplotlib reads one where it is started, too
-        (folder / "matplotlibrc").write_text("axes.facecolor: red\nfont.size: 30\n")
-    finished.stage("plot", env={"MATPLOTLIBRC": str(tmp_path)})
-    assert finished.git("status", "--porcelain", "metrics") == ""
-
-
 def test_tables_that_cannot_be_drawn(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.path)
     head = "actual,predicted,confidence\n"
@@ -595,8 +469,8 @@ def test_tables_that_cannot_be_drawn(finished: Project, monkeypatch: pytest.Monk
             plot.main()
         assert str(error.value).startswith(f"metrics/{name}: {expected}")
         assert str(error.value).endswith("; run `dvc repro`")
-        assert finished.git("status", "--porcelain", "metrics/figures") == ""
         path.write_bytes(before)
+    assert finished.git("status", "--porcelain") == ""
     Path("metrics/predictions.csv").write_text("a,b\n1,2\n")
     finished.dvc("repro")  # as the messages say
     assert finished.git("status", "--porcelain") == ""

@@ -18,7 +18,7 @@ import io
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,45 +36,43 @@ MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 class Picture(NamedTuple):
-    """A picture, the path that messages call it by, and the number of its class."""
+    """A picture: its part (train or t10k), its class, and the path that messages call it by."""
 
+    part: str
+    label: Any
     name: str
-    label: int
     source: Path | UInt8
 
 
-Pictures: TypeAlias = tuple[list[str], list[Picture], list[Picture]]  # classes, to train, to test
-
-
-def from_folder(folder: Path, share: float, seed: int) -> Pictures:
-    """Find the pictures; without a test/, `share` of each class is for testing.
+def from_folder(folder: Path, share: float, seed: int) -> list[Picture]:
+    """Find the pictures, those to train first; without a test/, `share` of each class is to test.
 
     The names of the files alone decide which: a picture moved to another class changes little else.
     """
 
-    def order(picture: Picture) -> tuple[bytes, str]:
-        file = os.fsencode(f"{seed}/{Path(picture.name).name}")
-        return hashlib.sha256(file).digest(), picture.name
+    def order(name: str) -> tuple[bytes, str]:
+        file = os.fsencode(f"{seed}/{Path(name).name}")
+        return hashlib.sha256(file).digest(), name
 
-    train, test = list[Picture](), list[Picture]()
     parts = [folder / "train", folder / "test"] if (folder / "test").is_dir() else [folder]
-    inside = [path for part in parts for path in part.iterdir() if path.is_dir()]
-    classes = sorted({path.name for path in inside if not path.name.startswith(".")})
-    for label, name in enumerate(classes):
-        first, *second = (sorted(find(part / name, label), key=order) for part in parts)
-        count = min(max(1, round(share * len(first))), len(first) - 1)
-        train += first if second else first[count:]
-        test += second[0] if second else first[:count]
-    left_out = sum(path.is_file() for path in folder.rglob("*")) - len(train) - len(test)
-    if left_out:
+    inside = {path.name for part in parts for path in part.iterdir() if path.is_dir()}
+    pictures = list[Picture]()
+    for label in sorted(name for name in inside if not name.startswith(".")):
+        train, *test = (sorted(find(part / label), key=order) for part in parts)
+        if not test:
+            count = min(max(1, round(share * len(train))), len(train) - 1)
+            train, test = train[count:], [train[:count]]
+        for part_name, names in (("train", train), ("t10k", test[0])):
+            pictures += [Picture(part_name, label, name, Path(name)) for name in names]
+    if left_out := sum(path.is_file() for path in folder.rglob("*")) - len(pictures):
         print(f"left out {left_out} files that are hidden or no pictures of a class")
-    return classes, sorted(train, key=order), sorted(test, key=order)
+    return sorted(pictures, key=lambda picture: (picture.part == "t10k", order(picture.name)))
 
 
-def find(folder: Path, label: int) -> list[Picture]:
+def find(folder: Path) -> list[str]:
     """Return the pictures of a class, however deep they are; raise StageError if it has none."""
     pictures = [
-        Picture(str(path), label, path)
+        str(path)
         for path in folder.rglob("*")
         if Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -84,25 +82,23 @@ def find(folder: Path, label: int) -> list[Picture]:
     return pictures
 
 
-def from_npz(path: Path) -> Pictures:
-    """Read an .npz file; its classes are its labels, sorted."""
+def from_npz(path: Path) -> list[Picture]:
+    """Read an .npz file; its classes are its labels."""
+    pictures = list[Picture]()
     try:
         with np.load(path, allow_pickle=False) as archive:
             keys = KERAS if KERAS[0] in archive else MEDMNIST
-            arrays = [archive[key] for key in keys]
-        classes = np.unique(np.append(arrays[1], arrays[3]))
-        parts = []
-        for key, images, labels in ((keys[0], *arrays[:2]), (keys[2], *arrays[2:])):
-            names = [f"{path}/{key}[{index}]" for index in range(len(images))]
-            numbers = np.searchsorted(classes, labels.ravel()).tolist()
-            images = images.astype(np.uint8, casting="equiv")
-            parts.append([Picture(*of) for of in zip(names, numbers, images, strict=True)])
+            for part, key, of in (("train", *keys[:2]), ("t10k", *keys[2:])):
+                images = archive[key].astype(np.uint8, casting="equiv")
+                pairs = zip(archive[of].ravel().tolist(), images, strict=True)
+                for index, (label, image) in enumerate(pairs):
+                    pictures.append(Picture(part, label, f"{path}/{key}[{index}]", image))
     except Exception as error:  # a damaged file makes NumPy raise almost anything
         raise StageError(
             f"{path}: must be a folder, or an .npz file with {', '.join(KERAS)} (or "
             f"{', '.join(MEDMNIST)}), images uint8 and a label for each, but: {error}"
         ) from None
-    return [str(name) for name in classes], parts[0], parts[1]
+    return pictures
 
 
 def read(
@@ -135,7 +131,7 @@ def pack(pictures: list[Picture], size: tuple[int, int] | None, invert: bool) ->
     Raises StageError if one cannot be read, or has another size than the first.
     """
     images: list[UInt8] = []
-    for name, _, source in tqdm(pictures, "pack", unit=" pictures", disable=None):
+    for _, _, name, source in tqdm(pictures, "pack", unit=" pictures", disable=None):
         try:
             images.append(np.asarray(read(source, size, invert)))
         except Exception as error:
@@ -148,24 +144,25 @@ def pack(pictures: list[Picture], size: tuple[int, int] | None, invert: bool) ->
     return np.stack(images)
 
 
-def write(folder: Path, source: Path, pictures: Pictures, images: UInt8) -> dict[str, Any]:
+def write(
+    folder: Path, source: Path, classes: list[Any], pictures: list[Picture], images: UInt8
+) -> dict[str, Any]:
     """Write the images and labels, and which picture is which; return what `files` must pin."""
-    classes, train, test = pictures
+    numbers = {label: number for number, label in enumerate(classes)}
     label_type = np.uint8 if len(classes) <= 256 else np.int32
     pinned, rows = {}, []
-    for prefix, part, array in (
-        ("train", train, images[: len(train)]),
-        ("t10k", test, images[len(train) :]),
-    ):
-        labels = np.array([picture.label for picture in part], label_type)
-        for kind, content in (("images-idx3-ubyte", array), ("labels-idx1-ubyte", labels)):
-            path = folder / f"{prefix}-{kind}.gz"
+    for part in ("train", "t10k"):
+        chosen = [picture for picture in pictures if picture.part == part]
+        for index, (_, label, name, _) in enumerate(chosen):
+            rows.append((part, index, label, os.path.relpath(name, source)))
+        labels = np.array([numbers[picture.label] for picture in chosen], label_type)
+        own, images = images[: len(chosen)], images[len(chosen) :]
+        for kind, content in (("images-idx3-ubyte", own), ("labels-idx1-ubyte", labels)):
+            path = folder / f"{part}-{kind}.gz"
             idx.write_idx(path, content)
             unpacked = gzip.decompress(path.read_bytes())
             sha256 = hashlib.sha256(unpacked).hexdigest()
             pinned[path.stem] = {"size": len(unpacked), "sha256": sha256}
-        for index, (name, label, _) in enumerate(part):
-            rows.append((prefix, index, classes[label], os.path.relpath(name, source)))
     table = pd.DataFrame(rows, columns=["part", "index", "class", "picture"])
     with files.replacing(folder / "pictures.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n", errors="surrogateescape")
@@ -214,34 +211,33 @@ def main() -> None:
     given = arguments()
     source, name = given.source, given.name
     folder = paths.CATALOGUE.parent / "mirror" / name
-    mirrors = [f"{folder}/"]
     # YAML and DVC's command line would read a number as a number.
     if not re.fullmatch(r"[a-z][\w-]*", name, re.ASCII | re.IGNORECASE):
         raise StageError(f"--name {name}: must be letters, digits, - and _, such as my-digits")
     old = params.read_yaml(paths.CATALOGUE).get(name, {})
-    if old and not (given.replace and old["mirrors"] == mirrors):
+    if old and not given.replace:
         raise StageError(
-            f"--name {name}: is taken in {paths.CATALOGUE}; choose another, or give --replace if "
-            "this tool made it"
+            f"--name {name}: is taken in {paths.CATALOGUE}; choose another, or give --replace"
         )
     pictures = from_folder(source, given.test, given.seed) if source.is_dir() else from_npz(source)
-    classes, train, test = pictures
+    classes = sorted({picture.label for picture in pictures})
     if len(classes) < 2:
         raise StageError(
             f"{source}: has pictures of {len(classes)} classes, but needs two or more; move those "
             "of each class into a folder with its name"
         )
-    images = pack([*train, *test], given.size, given.invert)
+    images = pack(pictures, given.size, given.invert)
     entry = {"title": name, "licence": "not stated", "credit": "not stated", **old}
-    entry |= {"title": given.title or entry["title"], "classes": classes, "mirrors": mirrors}
-    entry["files"] = write(folder, source, pictures, images)
+    entry |= {"title": given.title or entry["title"], "classes": [*map(str, classes)]}
+    entry |= {"mirrors": [f"{folder}/"], "files": write(folder, source, classes, pictures, images)}
     add_entry(name, entry)
+    train = sum(picture.part == "train" for picture in pictures)
     # The parameters are for tens of thousands: with fewer, train for 300 steps of 64 at least.
-    validation, epochs = len(train) // 10, 1 + 300 * 64 // len(train)
+    validation, epochs = train // 10, 1 + 300 * 64 // train
     print(
-        f"packed {len(train):,} pictures to train and {len(test):,} to test, of {len(classes)} "
-        f"classes, {images.shape[1]}x{images.shape[2]} pixels, into {folder}/; state their licence "
-        f"in {paths.CATALOGUE}\nnext: dvc exp run -S fetch.dataset={name} "
+        f"packed {train:,} pictures to train and {len(pictures) - train:,} to test, of "
+        f"{len(classes)} classes, {images.shape[1]}x{images.shape[2]} pixels, into {folder}/; "
+        f"state their licence in {paths.CATALOGUE}\nnext: dvc exp run -S fetch.dataset={name} "
         f"-S preprocess.validation_size={validation} -S train.epochs={epochs}"
     )
 

@@ -108,16 +108,22 @@ def test_blank_sheets(sheet: np.ndarray) -> None:
         prepare(Image.fromarray(sheet.clip(0, 255).astype(np.uint8)), (28, 28))
 
 
-# One process for all ways to prepare pictures: TensorFlow takes seconds to import.
+# One process for training and all ways to prepare pictures: TensorFlow takes seconds to import.
 RUNS = """
 import runpy, sys
 pictures = sys.argv[1:]
-for options in ([], ["--plain", "--invert"], ["--plain"]):
-    sys.argv[1:] = [*pictures, *options]
+for program in (
+    ["stages.train"],
+    ["tools.predict", *pictures],
+    ["tools.predict", *pictures, "--plain", "--invert"],
+    ["tools.predict", *pictures, "--plain"],
+):
+    sys.argv[1:], status = program[1:], 0
     try:
-        runpy.run_module("tools.predict", run_name="__main__", alter_sys=True)
+        runpy.run_module(program[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
-        print("status", int(end.code))
+        status = int(end.code)
+    print("status", status)
 """
 
 
@@ -138,14 +144,12 @@ def test_pictures_in_and_out(project: Project, monkeypatch: pytest.MonkeyPatch) 
     project.set_params({"train": {"epochs": 16}})
     for step in (pack, fetch, preprocess):
         step.main()
-    project.stage("train")
 
     Image.new("L", (9, 9), 99).save("blank.png")
     good = {f"pictures/{name}/{name}{i}.png": name for name in ("across", "up") for i in (0, 2)}
     command = (sys.executable, "-uc", RUNS, "no.png", *good, "blank.png")
-    prepared, inverted, plain, _ = (
-        output.splitlines() for output in project.run(*command).split("status 1\n")
-    )
+    _, printed = project.run(*command).split("status 0\n")
+    prepared, inverted, plain, _ = (lines.splitlines() for lines in printed.split("status 1\n"))
     for lines in (prepared, inverted):
         for line, (file, name) in zip(lines[1:5], good.items(), strict=True):
             other = {"across": "up", "up": "across"}[name]
