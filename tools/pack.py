@@ -212,7 +212,7 @@ def main() -> None:
     source, name = given.source, given.name
     folder = paths.CATALOGUE.parent / "mirror" / name
     # YAML and DVC's command line would read a number as a number.
-    if not re.fullmatch(r"[a-z][\w-]*", name, re.ASCII | re.IGNORECASE):
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name):
         raise StageError(f"--name {name}: must be letters, digits, - and _, such as my-digits")
     old = params.read_yaml(paths.CATALOGUE).get(name, {})
     if old and not given.replace:

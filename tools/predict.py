@@ -39,7 +39,7 @@ def ink(picture: Image.Image) -> Image.Image:
     # Paper is what remains when all that is narrower than a stroke may be is taken away.
     small = picture.copy()
     small.thumbnail((64, 64), Image.Resampling.BOX)
-    width = max(3, min(small.size) * 2 // 5 // 2 * 2 + 1)  # odd
+    width = min(small.size) * 2 // 5 // 2 * 2 + 1  # odd
     for step in (ImageFilter.MinFilter(width), ImageFilter.MaxFilter(width)):
         small = small.filter(step)
     paper = small.filter(ImageFilter.GaussianBlur(width / 4)).resize(picture.size)

@@ -121,9 +121,9 @@ def test_every_kind_of_picture_is_packed_as_it_looks(run: Run) -> None:
 def test_the_catalogue_gets_an_entry_and_keeps_all_else(run: Run) -> None:
     names = ["1e3", "a: \u00e9", "null"]
     small(*names)
-    run("pictures", "--title", "Mine: all")
+    run("pictures", "--title", r"Mine: \all")
     dataset = catalogue.selected()
-    texts = {"title": "Mine: all", "licence": "not stated", "credit": "not stated"}
+    texts = {"title": r"Mine: \all", "licence": "not stated", "credit": "not stated"}
     mirrors = ["data/mirror/mine/"]
     assert dataset.model_dump(exclude={"files"}) == texts | {"classes": names, "mirrors": mirrors}
 
@@ -139,7 +139,7 @@ def test_the_catalogue_gets_an_entry_and_keeps_all_else(run: Run) -> None:
     assert changed.endswith(f"\n{after}")
     assert len(changed.splitlines()) == len((content + after).splitlines()) - 2
     dataset = catalogue.selected()
-    assert (dataset.title, dataset.licence) == ("Mine: all", "CC0")
+    assert (dataset.title, dataset.licence) == (r"Mine: \all", "CC0")
     assert dataset.files["train-labels-idx1-ubyte"].size == 8 + len(packed("train")[1]) == 8 + 25
 
 
@@ -228,10 +228,10 @@ def test_pictures_are_scaled_to_fit_and_padded(run: Run) -> None:
         image = rows()[f"{file}.png"][0]
         assert image.shape == (10, 30)
         assert {int(image[y, x]) for y in (0, -1) for x in (0, -1)} == {55}
-        ink = image > 145
+        ink = image > 145  # halfway between 55 and 235
         assert abs(ink.any(axis=0).sum() - width) <= 1
         assert abs(ink.any(axis=1).sum() - height) <= 1
-        assert image[5, 15] == 235
+        assert abs(int(image[5, 15]) - 235) <= 5
 
 
 @pytest.mark.parametrize(
@@ -299,17 +299,17 @@ def sources() -> None:
         ("floats.npz", f"{FORM}: Cannot cast array data from"),
         ("labels.npz", f"{FORM}: zip() argument 2 is shorter than argument"),
         ("objects.npz", f"{FORM}: Object arrays cannot be loaded"),
-        ("pictures --name ../x", "--name ../x: must be letters, digits, - and _, such as my-digi"),
+        ("pictures --name x/y", "--name x/y: must be letters, digits, - and _, such as my-digi"),
         ("pictures --name 12", "--name 12: must be letters, digits, - and _, such as my-digits"),
         (
-            "pictures --name old",
-            "--name old: is taken in data/datasets.yaml; choose another, or give --replace",
+            "pictures --name Old_1",
+            "--name Old_1: is taken in data/datasets.yaml; choose another, or give --replace",
         ),
     ],
 )
 def test_what_cannot_be_packed(run: Run, arguments: str, message: str) -> None:
     small("b", "a", count=2)
-    run("pictures", "--name", "old")
+    run("pictures", "--name", "Old_1")
     sources()
     before = files()
     with pytest.raises(StageError) as error:

@@ -99,7 +99,7 @@ def test_box_and_centre(size: tuple[int, int], thickness: int, length: int) -> N
         np.full((1, 1), 200.0),
         np.full((700, 1), 10.0),
         200 + np.random.default_rng(0).normal(0, 8, (800, 600)),
-        np.linspace(90, 230, 600) * np.ones((800, 1)),
+        np.linspace(60, 230, 600) * np.ones((800, 1)),
     ],
     ids=["white", "black", "a pixel", "a line", "noise", "shadow"],
 )
