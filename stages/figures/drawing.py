@@ -71,7 +71,7 @@ def confusion(matrix: NDArray[np.int64], classes: list[str]) -> Figure:
     axes.set_xticks(range(count), names, parse_math=False)
     axes.set_yticks(range(count), names, parse_math=False)
     if count > 20:
-        axes.tick_params(labelsize=size)
+        axes.tick_params(labelsize=min(size, 60 * cell))
     if longest >= 3:
         axes.tick_params(axis="x", rotation=90)
     axes.set_title("confusion matrix of the test images", wrap=True)
