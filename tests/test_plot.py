@@ -431,7 +431,7 @@ def test_tables_that_cannot_be_drawn(finished: Project, monkeypatch: pytest.Monk
         ),
         ("predictions", f"{head}7,7,high\n", "not a table: could not convert string to float"),
         ("predictions", head + "square,7,1\n" * 60, "names the class 'square', which is not in "),
-        ("history", "step\n1\n", "lacks the column(s) accuracy, loss, validation_accuracy, "),
+        ("history", "loss\n1\n", "lacks the column(s) accuracy, step, validation_accuracy, "),
         ("history", None, "not found"),
     ):
         path = Path("metrics", f"{name}.csv")
