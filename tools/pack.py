@@ -215,9 +215,11 @@ def main() -> None:
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", name):
         raise StageError(f"--name {name}: must be letters, digits, - and _, such as my-digits")
     old = params.read_yaml(paths.CATALOGUE).get(name, {})
-    if old and not given.replace:
+    mirrors = [f"{folder}/"]
+    if old and not (given.replace and old["mirrors"] == mirrors):  # others may be published data
         raise StageError(
-            f"--name {name}: is taken in {paths.CATALOGUE}; choose another, or give --replace"
+            f"--name {name}: is taken in {paths.CATALOGUE}; choose another, or give --replace if "
+            "this tool made it"
         )
     pictures = from_folder(source, given.test, given.seed) if source.is_dir() else from_npz(source)
     classes = sorted({picture.label for picture in pictures})
@@ -229,7 +231,7 @@ def main() -> None:
     images = pack(pictures, given.size, given.invert)
     entry = {"title": name, "licence": "not stated", "credit": "not stated", **old}
     entry |= {"title": given.title or entry["title"], "classes": [*map(str, classes)]}
-    entry |= {"mirrors": [f"{folder}/"], "files": write(folder, source, classes, pictures, images)}
+    entry |= {"mirrors": mirrors, "files": write(folder, source, classes, pictures, images)}
     add_entry(name, entry)
     train = sum(picture.part == "train" for picture in pictures)
     # The parameters are for tens of thousands: with fewer, train for 300 steps of 64 at least.

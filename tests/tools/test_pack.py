@@ -266,6 +266,9 @@ FORM = (
 )
 
 
+TAKEN = "is taken in data/datasets.yaml; choose another, or give --replace if this tool made it"
+
+
 def sources() -> None:
     """Make everything that cannot be packed."""
     for name in ("page", "cut", "sizes", "empty", "parts/train", "parts/test", "one"):
@@ -299,10 +302,8 @@ def sources() -> None:
         ("objects.npz", f"{FORM}: Object arrays cannot be loaded"),
         ("pictures --name x/y", "--name x/y: must be letters, digits, - and _, such as my-digi"),
         ("pictures --name 12", "--name 12: must be letters, digits, - and _, such as my-digits"),
-        (
-            "pictures --name Old_1",
-            "--name Old_1: is taken in data/datasets.yaml; choose another, or give --replace",
-        ),
+        ("pictures --name mnist --replace", f"--name mnist: {TAKEN}"),
+        ("pictures --name Old_1", f"--name Old_1: {TAKEN}"),
     ],
 )
 def test_what_cannot_be_packed(run: Run, arguments: str, message: str) -> None:
