@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from stages.common import errors, files, params, paths
-from stages.common.errors import StageError, hide_credentials
+from stages.common.errors import StageError, one_line
 from stages.dataset import catalogue, download
 from stages.dataset.download import Limits, MirrorError, NoAnswerError
 
@@ -59,7 +59,7 @@ def fetch(
 
 
 def _listed(failures: dict[str, str]) -> str:
-    return hide_credentials("; ".join(f"{mirror}: {why}" for mirror, why in failures.items()))
+    return "; ".join(f"{mirror}: {why}" for mirror, why in failures.items())
 
 
 def main() -> None:
@@ -68,10 +68,10 @@ def main() -> None:
     limits = params.load("limits", Limits)
     dataset = catalogue.selected()
     used, failures = fetch(dataset, paths.RAW, limits)
-    sources = hide_credentials(", ".join(used))
+    sources = ", ".join(used)
     if failures:
-        print(f"using {sources}, because {_listed(failures)}", file=sys.stderr)
-    print(f"fetched {dataset.title} from {sources}")
+        print(one_line(f"using {sources}, because {_listed(failures)}"), file=sys.stderr)
+    print(one_line(f"fetched {dataset.title} from {sources}"))
 
 
 if __name__ == "__main__":

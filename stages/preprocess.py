@@ -20,8 +20,7 @@ from stages.common import errors, files, params, paths, tensors
 from stages.common.errors import StageError
 from stages.dataset import catalogue, idx
 
-# Another file has another hash, and fetch accepts none but those of the catalogue.
-WRITE = f"then write them with write_idx and put size and SHA-256 into {paths.CATALOGUE}"
+CONVERT = "convert them as docs/data.md shows"
 
 
 class PreprocessParams(params.Section):
@@ -44,15 +43,12 @@ def load_raw(prefix: str, classes: int) -> tuple[tensors.UInt8, NDArray[np.integ
     if images.dtype != np.uint8 or images.ndim != 3:
         raise StageError(
             f"{images_path}: must hold uint8 of shape (N, height, width), but holds "
-            f"{tensors.describe(images)}; convert floats 0..1 with (255 * a).round().astype('u1'), "
-            "flat images with a.reshape(-1, height, width), colours with a.mean(axis=3)"
-            f".astype('u1'), {WRITE}"
+            f"{tensors.describe(images)}; {CONVERT}"
         )
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise StageError(
             f"{labels_path}: must hold integers of shape (N,), but holds "
-            f"{tensors.describe(labels)}; convert floats with a.astype('u1'), several columns "
-            f"with a[:, 0], {WRITE}"
+            f"{tensors.describe(labels)}; {CONVERT}"
         )
     if len(images) != len(labels):
         raise StageError(
@@ -66,7 +62,7 @@ def load_raw(prefix: str, classes: int) -> tuple[tensors.UInt8, NDArray[np.integ
             raise StageError(
                 f"{labels_path}: holds label {label}, but {paths.CATALOGUE} names {classes} "
                 f"classes, 0 to {classes - 1}; add the missing names there or, if the labels count "
-                f"from 1, convert them with a - 1, {WRITE}"
+                f"from 1, {CONVERT}"
             )
     return images, labels
 
@@ -76,11 +72,11 @@ def warn_of_absent(labels: NDArray[np.integer[Any]], classes: list[str]) -> None
     counts = np.bincount(labels, minlength=len(classes))
     absent = [name for name, count in zip(classes, counts, strict=True) if not count]
     if absent:
-        names = ", ".join(map(repr, absent[:5])) + (", ..." if len(absent) > 5 else "")
         print(
-            f"warning: no training image is of class {names} ({len(absent)} of {len(classes)} "
-            f"classes): the network cannot learn it; check that the names in {paths.CATALOGUE} "
-            "stand for labels 0, 1, 2, ..., and preprocess.max_images",
+            f"warning: no training image is of class {', '.join(map(repr, absent[:5]))} "
+            f"({len(absent)} of {len(classes)} classes): the network cannot learn it; check that "
+            f"the names in {paths.CATALOGUE} stand for labels 0, 1, 2, ..., and "
+            "preprocess.max_images",
             file=sys.stderr,
         )
 
@@ -107,17 +103,23 @@ def main() -> None:
     settings = params.load("preprocess", PreprocessParams)
     dataset = catalogue.selected()
     # Hashed once more: a cache or a remote may have damaged what fetch verified.
-    for raw_name, pinned in dataset.files.items():
-        if not (paths.RAW / raw_name).exists():
-            raise StageError(f"{paths.RAW / raw_name}: not found; run `dvc repro preprocess`")
-        catalogue.verify(paths.RAW / raw_name, pinned)
+    for file, expected in dataset.files.items():
+        path = paths.RAW / file
+        if not path.exists():
+            raise StageError(f"{path}: not found; run `dvc repro preprocess`")
+        if (found := files.sha256(path)) != expected.sha256:
+            raise StageError(
+                f"{path}: SHA-256 is {found}, not {expected.sha256}; "
+                "delete it, then run `dvc repro --force fetch`"
+            )
     classes = len(dataset.classes)
     images, labels = load_raw("train", classes)
     test_images, test_labels = load_raw("t10k", classes)
     if images.shape[1:] != test_images.shape[1:]:
         raise StageError(
             f"{paths.RAW}: training images have shape {images.shape[1:]}, but test images "
-            f"{test_images.shape[1:]}; scale one to the other, {WRITE}"
+            f"{test_images.shape[1:]}; scale one to the other and enter the new files into "
+            f"{paths.CATALOGUE}"
         )
     if settings.validation_size >= len(labels):
         raise StageError(

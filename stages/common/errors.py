@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -14,7 +13,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>: the signal to get when the parent process ends
 
 _caught: signal.Signals | None = None
-_caught_at = 0.0
 
 
 class StageError(Exception):
@@ -33,10 +31,7 @@ def run(main: Callable[[], None]) -> None:
     except MemoryError as error:
         _exit(f"not enough memory ({error}); close other programs or set preprocess.max_images")
     except OSError as error:
-        # Python names the file when it cannot be opened, but not when a disk is full.
-        name = "a file" if error.filename is None else os.fsdecode(error.filename)
-        why = error.strerror or error
-        _exit(f"{name}: {why}; check its permissions and its disk, then run it again")
+        _exit(f"{error}; check permissions and free space there, then run it again")
 
 
 def catch_signals() -> None:
@@ -59,12 +54,11 @@ def _stop(number: int, _: FrameType | None) -> None:
 
     A library that is interrupted while it is imported may raise something else instead.
     """
-    global _caught, _caught_at
-    # A signal to a whole process group comes twice: to us, and again when DVC has died of it.
-    # The second must not cut the cleaning up short.
-    if _caught and time.monotonic() - _caught_at < 1:
+    global _caught
+    # The end of DVC brings a second one, which must not cut the cleaning up short. Ctrl-C may.
+    if _caught and number != signal.SIGINT:
         return
-    _caught, _caught_at = signal.Signals(number), time.monotonic()
+    _caught = signal.Signals(number)
     raise KeyboardInterrupt
 
 
@@ -77,9 +71,10 @@ def excepthook(
     sys.__excepthook__(kind, error, traceback)
 
 
-def hide_credentials(text: str) -> str:
-    """Take name and password out of the web addresses in a text that people will see."""
-    return re.sub(r"//[^/?#\s]*@", "//", text)
+def one_line(text: str) -> str:
+    """Make a text fit for people: no line breaks, control characters, or passwords in addresses."""
+    text = re.sub(r"//[^/?#\s]*@", "//", " ".join(text.split()))
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
 
 
 def _exit(message: str) -> None:
@@ -102,4 +97,4 @@ def line(message: str) -> str:
             "; DVC removed the old outputs of this stage before it ran: "
             "`git restore metrics` and `dvc checkout` bring them back"
         )
-    return f"error: {' '.join(message.split())}"
+    return f"error: {one_line(message)}"

@@ -1,17 +1,15 @@
 """Parameters: one section of params.yaml, read and validated."""
 
-import math
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.common import paths
-from stages.common.errors import StageError, hide_credentials
+from stages.common.errors import StageError
 
 
 class Section(BaseModel):
@@ -42,8 +40,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (YAMLError, ValueError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        why = " ".join(str(problem or error).partition(" with value ")[0].split())
-        raise StageError(f"{path}: not valid YAML{line}: {why}; correct it") from None
+        raise StageError(f"{path}: not valid YAML{line}: {problem or error}; correct it") from None
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"is a {type(content).__name__}"
         raise StageError(f"{path}: must be a mapping of sections, but {found}")
@@ -58,7 +55,7 @@ def validate(content: Any, schema: type[S], path: Path, where: str) -> S:
         return schema.model_validate(content)
     except ValidationError as error:
         problems = (_describe(details, where) for details in error.errors())
-        raise StageError(hide_credentials(f"{path}: {'; '.join(problems)}")) from None
+        raise StageError(f"{path}: {'; '.join(problems)}") from None
 
 
 def _describe(details: ErrorDetails, where: str) -> str:
@@ -67,9 +64,5 @@ def _describe(details: ErrorDetails, where: str) -> str:
         return f"{key} is missing"
     if details["type"] == "extra_forbidden":
         return f"{key} is not a known key; check its spelling"
-    if details["type"] == "value_error":
-        return f"{key} {details['ctx']['error']}"  # our own words: they quote what helps
-    rule = details["msg"].replace("Input should be", "must be")
-    # YAML's own spelling, so that the user finds in the file what the message quotes.
-    got = yaml.safe_dump(details["input"], default_flow_style=True, width=math.inf).split("\n")[0]
-    return f"{key} {rule}, got {got}"
+    rule = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{key} {rule}, got {details['input']!r}"

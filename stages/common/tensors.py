@@ -39,8 +39,8 @@ def load(split: str, folder: Path = paths.TENSORS) -> tuple[UInt8, UInt8]:
     if labels.dtype != np.uint8 or labels.shape != (count, classes):
         raise _must_be(labels_path, f"uint8 of shape ({count}, {classes})", describe(labels))
     # Whole numbers that are not negative and add up to 1: a single 1, and zeros.
-    if not (labels.sum(axis=1, dtype=np.int64) == 1).all():
-        raise _must_be(labels_path, "one-hot", "not: a row has no 1, or more than one")
+    if (labels.sum(axis=1, dtype=np.int64) != 1).any():
+        raise _must_be(labels_path, "one-hot", "not")
     return images, labels
 
 

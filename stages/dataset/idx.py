@@ -61,14 +61,12 @@ def read_idx(path: str | Path) -> NDArray[Any]:
 def write_idx(path: str | Path, array: NDArray[Any]) -> None:
     """Write an array as IDX; if `path` ends in .gz, compressed, with the same bytes each time.
 
-    Raises IdxError for a type or a length that the format does not have.
+    Raises IdxError for a type that the format does not have.
     """
     big_endian = array.dtype.newbyteorder(">")
     code = next((code for code, dtype in TYPES.items() if dtype == big_endian), None)
     if code is None:
         raise IdxError(f"{path}: IDX cannot hold {array.dtype}; convert to one of {_TYPES_TEXT}")
-    if max(array.shape, default=0) > 0xFFFFFFFF:
-        raise IdxError(f"{path}: IDX holds at most 2^32-1 along a dimension, got {array.shape}")
     header = struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape)
     elements = np.ascontiguousarray(array, big_endian).reshape(-1).view(np.uint8).data
     with files.replacing(Path(path)) as temporary, temporary.open("wb") as file:
