@@ -4,9 +4,7 @@ import contextlib
 import os
 import socket
 import ssl
-import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,9 +24,6 @@ class Request(BaseHTTPRequestHandler):
         self.server.requests.append(self.path)
         self.server.respond(self)
 
-    def do_CONNECT(self) -> None:
-        self.do_GET()
-
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -44,13 +39,6 @@ class Request(BaseHTTPRequestHandler):
     def sleep(self, seconds: float) -> bool:
         """Wait, but not for longer than the mirror lives; tell whether it does."""
         return not self.server.closing.wait(seconds)
-
-    def reset(self) -> None:
-        """Break the connection off, as a crashed server does."""
-        self.wfile.flush()
-        linger = struct.pack("ii", 1, 0)
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.close_connection = True
 
 
 class Mirror(ThreadingHTTPServer):
@@ -74,11 +62,6 @@ class Mirror(ThreadingHTTPServer):
             request = self.tls.wrap_socket(request, server_side=True)
         with contextlib.suppress(OSError):  # the client may leave when it likes
             super().finish_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        # Close without the polite shutdown, which would hide a reset.
-        with contextlib.suppress(OSError):
-            self.close_request(request)
 
     def handle_error(self, *_: Any) -> None:
         pass
@@ -142,11 +125,3 @@ def presenting(certificate: trustme.LeafCert) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     return context
-
-
-def bomb(megabytes: int) -> bytes:
-    """Pack so many megabytes of zeros, each into the same few bytes."""
-    packer = zlib.compressobj(wbits=31)
-    start = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
-    again = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
-    return start + again * (megabytes - 1)
