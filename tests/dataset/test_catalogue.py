@@ -1,7 +1,6 @@
 """The catalogue is checked before anything relies on it."""
 
 import copy
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,22 +84,13 @@ def test_choice_that_is_not_valid(root: Path, text: str, why: str) -> None:
     assert message(root) == why
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        (None, ": not found; run from the root of the repository"),
-        ("digits: 1\n'digits': 2\n", ' in line 2: found duplicate key "digits"; correct it'),
-        ("? [digits]\n: 1\n", "fetch.dataset must be one of ('digits',), got 'digits'"),
-    ],
-)
-def test_catalogue_that_is_not_valid(root: Path, text: str | None, why: str) -> None:
-    path = root / "data/datasets.yaml"
-    path.unlink()
-    if text:
-        path.write_text(text)
-    with pytest.raises(StageError) as error:
+def test_catalogue_that_is_not_there_or_has_an_odd_key(root: Path) -> None:
+    (root / "data/datasets.yaml").write_text("? [digits]\n: 1\n")
+    with pytest.raises(StageError, match=r"must be one of \('digits',\), got 'digits'"):
         catalogue.selected()
-    assert str(error.value).endswith(why)
+    (root / "data/datasets.yaml").unlink()
+    with pytest.raises(StageError, match=r"data/datasets.yaml: not found; run from the root of"):
+        catalogue.selected()
 
 
 def test_merge_keys_may_be_overridden(root: Path) -> None:
@@ -109,44 +99,10 @@ def test_merge_keys_may_be_overridden(root: Path) -> None:
     assert catalogue.selected().title == "Mine"
 
 
-@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "", "train-images-idx3-ubyte.gz"])
-def test_file_name_with_a_path_or_not_one_of_the_four(root: Path, name: str) -> None:
-    why = message(root, lambda entry: entry["files"].update({name: entry["files"].pop(IMAGES)}))
-    assert f"data/datasets.yaml: digits.files.{name}.[key] must be '{IMAGES}', " in why
-
-
-@pytest.mark.parametrize(
-    "sha256", [SHA256[:-1], SHA256 + "0", SHA256.upper(), SHA256 + "\n", "g" * 64, 0, None]
-)
-def test_malformed_checksum(root: Path, sha256: Any) -> None:
-    why = message(root, lambda entry: entry["files"][IMAGES].update(sha256=sha256))
-    assert why.startswith(f"data/datasets.yaml: digits.files.{IMAGES}.sha256 ")
-
-
-@pytest.mark.parametrize("size", [0, 1.5, "10", True, None])
-def test_malformed_size(root: Path, size: Any) -> None:
-    why = message(root, lambda entry: entry["files"][IMAGES].update(size=size))
-    assert why.startswith(f"data/datasets.yaml: digits.files.{IMAGES}.size must be ")
-
-
-@pytest.mark.parametrize(
-    "mirror",
-    [
-        *("ftp://mirror.example/", "file://data/", "file:data/", "http:///data/"),
-        *("s3://data/", "http://mirror.example/\ndata/", "", "folder\0name"),
-    ],
-)
-def test_mirror_of_an_unknown_scheme_or_none(root: Path, mirror: str) -> None:
-    why = message(root, lambda entry: entry["mirrors"].append(mirror))
-    assert why == "data/datasets.yaml: digits.mirrors.2 must be an http(s) address or a folder"
-
-
 @pytest.mark.parametrize(
     ("mirror", "folder"),
     [
-        ("http://a/~/$HOME/", None),
-        ("http://[::1]/", None),
-        ("https://me:secret@a/", None),
+        *(("http://a/~/$HOME/", None), ("https://me:secret@a/", None), ("s3://a/", None)),
         ("data/mirror", "data/mirror"),
         ("/data/a b", "/data/a b"),
         ("~/scans/", "/home/me/scans"),
@@ -156,11 +112,9 @@ def test_mirror_of_an_unknown_scheme_or_none(root: Path, mirror: str) -> None:
         ("file:///data/a%20b/", "/data/a b"),
     ],
 )
-def test_mirror_that_is_fine_and_the_folder_that_it_is(
-    root: Path, mirror: str, folder: str | None, monkeypatch: pytest.MonkeyPatch
+def test_the_folder_that_a_mirror_is(
+    mirror: str, folder: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(root, ENTRY | {"mirrors": [mirror]})
-    assert catalogue.selected().mirrors == [mirror]
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("NOWHERE", raising=False)
     assert catalogue.folder(mirror) == (folder and Path(folder))
@@ -172,29 +126,26 @@ def test_names_in_any_script_are_fine(root: Path, name: str) -> None:
     assert catalogue.selected().classes == [name, "other"]
 
 
-@pytest.mark.parametrize("key", ["title", "classes.1"])
-@pytest.mark.parametrize(
-    "name", ["two\nlines", "\x1b[31m", "a\x7f", "line\u2028", "\u2029", "\u202eodd", "\ufeffa"]
-)
-def test_names_that_cannot_be_printed_in_a_line(root: Path, key: str, name: str) -> None:
-    change = {"title": name} if key == "title" else {"classes": ["a", name]}
-    why = f"must be a line of printable characters, got {name!a}"
-    found = message(root, lambda entry: entry.update(change))
-    assert found == f"data/datasets.yaml: digits.{key} {why}"
+LINE = r" String should match pattern '\A\P{Cc}+\z', got "
+FILE: dict[str, Any] = {"size": 10, "sha256": SHA256}
 
 
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("mirrors", "ftp://me:secret@a/", " must be a valid list, got ftp://a/"),
-        ("mirrors", [], " List should have at least 1 item after validation, not 0, got []"),
+        ("title", None, " must be a valid string, got None"),
+        ("title", "", f"{LINE}''"),
+        ("title", "two\nlines", rf"{LINE}'two\nlines'"),
         ("classes", [], " List should have at least 1 item after validation, not 0, got []"),
-        ("classes", ["a", "a"], " must be distinct"),
-        ("classes", ["a", ""], ".1 String should have at least 1 character, got ''"),
+        ("classes", ["a", "a"], " must be distinct, got ['a', 'a']"),
+        ("classes", ["a", "\x1b[31m"], rf".1{LINE}'\x1b[31m'"),
         ("classes", [0, 1], ".0 must be a valid string, got 0"),
-        ("files", {}, f".{IMAGES} is missing"),
+        ("mirrors", "a", " must be a valid list, got 'a'"),
+        ("mirrors", [], " List should have at least 1 item after validation, not 0, got []"),
+        ("mirrors", ["a", ""], f".1{LINE}''"),
         ("files", [], " must be a valid dictionary, got []"),
-        ("title", None, " must be a valid string, got null"),
+        ("files", {}, f".{IMAGES} is missing"),
+        ("files", {"../evil": FILE}, f".../evil.[key] must be '{IMAGES}', "),
         ("colour", "red", " is not a known key; check its spelling"),
     ],
 )
@@ -203,22 +154,20 @@ def test_entry_that_is_not_valid(root: Path, key: str, value: Any, why: str) -> 
     assert found.startswith(f"data/datasets.yaml: digits.{key}{why}")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("size", value) for value in (0, 1.5, "10", True, None)),
+        *(("sha256", value) for value in (SHA256[1:], SHA256 + "0", SHA256.upper(), SHA256 + "\n")),
+        *(("sha256", value) for value in ("g" * 64, 0, None)),
+    ],
+)
+def test_size_and_checksum_that_are_not_valid(root: Path, key: str, value: Any) -> None:
+    why = message(root, lambda entry: entry["files"][IMAGES].update({key: value}))
+    assert why.startswith(f"data/datasets.yaml: digits.files.{IMAGES}.{key} ")
+
+
 @pytest.mark.parametrize("key", list(ENTRY))
 def test_entry_that_lacks_a_key(root: Path, key: str) -> None:
     found = message(root, lambda entry: entry.pop(key))
     assert found == f"data/datasets.yaml: digits.{key} is missing"
-
-
-def test_verify_accepts_the_file_that_is_described_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    right = b"right" * 100_000
-    expected = catalogue.File(size=len(right), sha256=hashlib.sha256(right).hexdigest())
-    path.write_bytes(right)
-    catalogue.verify(path, expected)
-    wrong = right[:-1] + b"x"
-    path.write_bytes(wrong)
-    with pytest.raises(StageError) as error:
-        catalogue.verify(path, expected)
-    found = hashlib.sha256(wrong).hexdigest()
-    advice = "delete it, then run `dvc repro --force fetch`"
-    assert str(error.value) == f"{path}: SHA-256 is {found}, not {expected.sha256}; {advice}"
