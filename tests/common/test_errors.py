@@ -25,14 +25,13 @@ def raising(error: BaseException) -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (errors.StageError("a.txt: two\n lines"), "a.txt: two lines"),
         (
-            PermissionError(errno.EACCES, "Permission denied", b"a"),
-            "a: Permission denied; check its permissions and its disk, then run it again",
+            errors.StageError("a.txt: \x1b[31m two\n lines of https://me:secret@a/b?@"),
+            "a.txt: ?[31m two lines of https://a/b?@",
         ),
         (
-            OSError("10 requested and 5 written"),  # as NumPy says it
-            "a file: 10 requested and 5 written; check its permissions and its disk, "
+            PermissionError(errno.EACCES, "Permission denied", "a"),
+            "[Errno 13] Permission denied: 'a'; check permissions and free space there, "
             "then run it again",
         ),
         (
@@ -55,7 +54,6 @@ def test_one_line_and_status_1(
     ("module", "imports", "number", "line"),
     [
         ("stages.fetch", 0, signal.SIGINT, "error: interrupted; run it again to complete\n"),
-        ("stages.plot", 150, signal.SIGINT, "error: interrupted; run it again to complete\n"),
         (
             "tools.verify",
             30,
@@ -122,7 +120,7 @@ def waiting(busy: str = "pass", **options: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_signals_at_once_are_one_and_one_that_a_library_swallowed_can_be_sent_again() -> None:
+def test_ctrl_c_ends_what_swallowed_a_signal_and_another_does_not_cut_the_cleaning_short() -> None:
     # nohup ignores SIGHUP and the & of a script SIGINT: the first is respected.
     process = waiting(
         "with contextlib.suppress(BaseException): time.sleep(60)",
@@ -132,7 +130,7 @@ def test_signals_at_once_are_one_and_one_that_a_library_swallowed_can_be_sent_ag
     )
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    time.sleep(1.2)
+    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)  # while it cleans up
     process.send_signal(signal.SIGTERM)

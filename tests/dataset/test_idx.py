@@ -3,7 +3,6 @@
 import gzip
 import math
 import re
-import resource
 import struct
 import subprocess
 import tracemalloc
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from project import disk_of
 
 from stages.dataset.idx import IdxError, read_idx, write_idx
 
@@ -178,10 +178,6 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         "has 16 bytes, but its header (4294967295 x 4294967295 x 4294967295 of uint8) "
         f"promises {16 + (2**32 - 1) ** 3}; fetch it again",
     ),
-    "1 GB": (
-        bytes.fromhex("00 00 0e 01 08000000"),
-        "has 8 bytes, but its header (134217728 of float64) promises 1073741832; fetch it again",
-    ),
     "more than NumPy can index, all of it empty": (
         bytes.fromhex("00 00 08 04" + "ffffffff" * 3 + "00000000"),
         "has shape (4294967295, 4294967295, 4294967295, 0), which NumPy cannot hold",
@@ -193,10 +189,6 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "one byte too many": (
         bytes.fromhex("00 00 0b 01 00000002 0001 0002 00"),
         "has 13 bytes, but its header (2 of int16) promises 12; fetch it again",
-    ),
-    "no element, one byte": (
-        bytes.fromhex("00 00 08 01 00000000 00"),
-        "has 9 bytes, but its header (0 of uint8) promises 8; fetch it again",
     ),
     "no dimension, no element": (
         bytes.fromhex("00 00 08 00"),
@@ -210,10 +202,9 @@ def refused(path: Path) -> str:
     with pytest.raises(IdxError) as error:
         read_idx(path)
     assert isinstance(error.value, ValueError)
-    text = str(error.value)
-    assert text.startswith(f"{path}: ")
-    assert "\n" not in text
-    return text.removeprefix(f"{path}: ")
+    start, why = str(error.value).split(": ", 1)
+    assert start == str(path)
+    return why
 
 
 @pytest.mark.parametrize("name", list(MALFORMED))
@@ -242,22 +233,11 @@ def test_types_that_idx_does_not_have(tmp_path: Path, dtype: str) -> None:
     assert not path.exists()
 
 
-def test_lengths_that_idx_does_not_have(tmp_path: Path) -> None:
-    array = np.zeros((0, 2**32), "u1")
-    with pytest.raises(IdxError, match=r"IDX holds at most 2\^32-1 along a dimension"):
-        write_idx(tmp_path / "file", array)
-
-
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_idx(path, np.zeros(3, "u1"))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as when the disk is full
-    try:
-        with pytest.raises(OSError, match="too large"):
-            write_idx(path, np.zeros(200_000, "u1"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with disk_of(100_000), pytest.raises(OSError, match="too large"):
+        write_idx(path, np.zeros(200_000, "u1"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert same(read_idx(path), np.zeros(3, "u1"))
 
