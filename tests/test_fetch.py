@@ -23,6 +23,7 @@ from stages.common.errors import StageError
 from stages.dataset.catalogue import FILE_NAMES
 
 LAST = FILE_NAMES[-1]
+REFUSED = "ConnectionError: [Errno 111] Connection refused"
 LIMITS = {"connect_timeout": 20, "stall_timeout": 20, "retries": 0}  # ample on a busy machine
 
 
@@ -109,7 +110,7 @@ def test_one_line_says_which_mirrors_were_used_and_why(place: Place) -> None:
         place.mirrors(dead, good.url, "data/mirror/small/", "nowhere")
         out, err = place.run()
     used = f"{good.url}, data/mirror/small/"
-    why = f"{dead}: no connection: Connection refused; {good.url}: HTTP 404"
+    why = f"{dead}: {REFUSED}; {good.url}: HTTP 404"
     assert (out, err) == (f"fetched Small from {used}\n", f"using {used}, because {why}\n")
 
 
@@ -121,7 +122,9 @@ def test_a_mirror_that_does_not_answer_is_asked_for_one_file_alone(place: Place)
     place.params(limits=LIMITS | {"stall_timeout": 0.3})
     with mirror(hang) as mute, mirror(serving(status=404)) as empty:
         place.mirrors(mute.url, empty.url, "data/mirror/small/")
-        assert f"because {mute.url}: no answer in time; {empty.url}: HTTP 404" in place.run()[1]
+        assert (
+            f"because {mute.url}: ReadTimeout: timed out; {empty.url}: HTTP 404" in place.run()[1]
+        )
         assert len(mute.requests) == 1
         assert len(empty.requests) == 4  # it may have the others
 
@@ -138,16 +141,6 @@ def test_all_mirrors_fail(place: Place) -> None:
     assert place.files() == old  # although three files were right
 
 
-def test_two_files_swapped(place: Place) -> None:
-    def swap(request: Request) -> None:
-        name = Path(request.path).name.replace("t10k", "T").replace("train", "t10k")
-        request.answer(place.packed[name.replace("T", "train")])
-
-    with mirror(swap) as bad:
-        place.mirrors(bad.url, "data/mirror/small/")
-        assert f"because {bad.url}: unpacked, it has " in place.run()[1]
-
-
 def test_passwords_are_used_and_never_printed(place: Place) -> None:
     def after_login(request: Request) -> None:
         if request.headers["Authorization"] == "Basic bWU6c2VjcmV0":  # me:secret
@@ -160,13 +153,14 @@ def test_passwords_are_used_and_never_printed(place: Place) -> None:
         place.mirrors(address)
         assert place.run() == (f"fetched Small from {good.url}\n", "")
     place.mirrors(address, "data/mirror/small/")  # nobody serves it any more
-    why = f"{good.url}: no connection: Connection refused"
+    why = f"{good.url}: {REFUSED}"
     assert place.run()[1] == f"using data/mirror/small/, because {why}\n"
-    with mirror(serving(status=302, Location="ftp://me:secret@a/")) as bad:
-        place.mirrors(address, bad.url.replace("//", "//me:secret@"))
-        line = place.error()
-    assert f"{why}; {bad.url}: No connection adapters were found for 'ftp://a/" in line
-    assert "secret" not in line
+    with mirror(serving(status=302, Location="ftp://me:secret@a/\x1b[31m")) as bad:
+        place.mirrors(address, bad.url.replace("//", "//me:secret@"), "data/mirror/small/")
+        err = place.run()[1]
+        assert f"{why}; {bad.url}: InvalidSchema: No connection adapters were found for 'ftp" in err
+        assert "secret" not in err
+        assert err.strip().isprintable()
 
 
 # --- On this side ------------------------------------------------------------------------------
@@ -177,15 +171,6 @@ def test_a_full_disk(place: Place) -> None:
         fetch.main()
     assert error.value.filename == "data/raw"
     assert place.files() == {}
-
-
-def test_links_are_replaced_and_not_written_through(place: Place) -> None:
-    place.raw.mkdir()
-    cached = place.path / "cached"
-    cached.write_text("cached")
-    (place.raw / FILE_NAMES[0]).symlink_to(cached)
-    place.run()
-    assert cached.read_text() == "cached"
 
 
 @pytest.mark.slow  # starts Python
@@ -247,51 +232,33 @@ def test_ctrl_c_ends_it_in_one_line_and_the_next_run_completes(place: Place) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "rule"),
+    ("section", "change", "rule"),
     [
-        ({"connect_timeout": 0}, "limits.connect_timeout must be greater than 0, got 0"),
-        ({"connect_timeout": 601}, "limits.connect_timeout must be less than or equal to 600"),
-        ({"stall_timeout": 0}, "limits.stall_timeout must be greater than 0, got 0"),
-        ({"stall_timeout": 601}, "limits.stall_timeout must be less than or equal to 600"),
-        ({"retries": -1}, "limits.retries must be greater than or equal to 0, got -1"),
-        ({"retries": 11}, "limits.retries must be less than or equal to 10, got 11"),
-        ({"retries": None}, "limits.retries must be a valid integer, got null"),
-    ],
-)
-def test_limits_are_validated_before_any_work(
-    place: Place, change: dict[str, Any], rule: str
-) -> None:
-    place.params(limits=LIMITS | change)
-    assert place.error().startswith(f"params.yaml: {rule}")
-    assert not place.raw.exists()
-
-
-def test_extreme_limits_work(place: Place) -> None:
-    with silent() as address:
-        place.mirrors(f"http://{address}/", "data/mirror/small/")
-        place.params(limits={"connect_timeout": 1e-300, "stall_timeout": 1e-300, "retries": 10})
-        assert " in time" in place.run()[1]
-    with mirror(place.respond) as good:
-        place.mirrors(good.url)
-        place.params(limits={"connect_timeout": 600, "stall_timeout": 600, "retries": 10})
-        place.run()
-
-
-@pytest.mark.parametrize(
-    ("section", "rule"),
-    [
-        ({"dataset": "x"}, "fetch.dataset must be one of small, got 'x'"),
-        ({"dataset": "small", "retries": 1}, "fetch.retries is not a known key"),
+        ("limits", {"connect_timeout": 0}, "connect_timeout must be greater than 0, got 0"),
+        ("limits", {"connect_timeout": 601}, "connect_timeout must be less than or equal to 600"),
+        ("limits", {"stall_timeout": 0}, "stall_timeout must be greater than 0, got 0"),
+        ("limits", {"stall_timeout": 601}, "stall_timeout must be less than or equal to 600"),
+        ("limits", {"retries": -1}, "retries must be greater than or equal to 0, got -1"),
+        ("limits", {"retries": 11}, "retries must be less than or equal to 10, got 11"),
+        ("fetch", {"dataset": "x"}, "dataset must be one of small, got 'x'"),
+        ("fetch", {"retries": 1}, "retries is not a known key"),
     ],
 )
 def test_parameters_are_validated_before_any_work(
-    place: Place, section: dict[str, Any], rule: str
+    place: Place, section: str, change: dict[str, Any], rule: str
 ) -> None:
-    place.params(fetch=section)
-    assert place.error().startswith(f"params.yaml: {rule}")
+    sections = {"fetch": {"dataset": "small"}, "limits": LIMITS}
+    place.params(**{section: sections[section] | change})
+    assert place.error().startswith(f"params.yaml: {section}.{rule}")
     assert not place.raw.exists()
 
 
-def test_limits_of_other_stages_are_theirs(place: Place) -> None:
-    place.params(limits=LIMITS | {"worker_timeout": 60})
-    place.run()
+def test_extreme_limits_work_and_those_of_other_stages_are_theirs(place: Place) -> None:
+    least = {"connect_timeout": 1e-300, "stall_timeout": 1e-300, "retries": 10}
+    with silent() as address, mirror(place.respond) as good:
+        place.mirrors(f"http://{address}/", "data/mirror/small/")
+        place.params(limits=least | {"worker_timeout": 60})
+        assert "Timeout: " in place.run()[1]
+        place.mirrors(good.url)
+        place.params(limits={"connect_timeout": 600, "stall_timeout": 600, "retries": 10})
+        place.run()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from project import CLASSES, Project, disk_of, idx_bytes, small_images
+from project import CLASSES, ROOT, Project, disk_of, idx_bytes, small_images
 
 from stages import preprocess
 from stages.common.errors import StageError
@@ -226,8 +226,7 @@ def test_labels_of_any_integer_type(place: Place, dtype: str) -> None:
         (
             {"t10k_labels": TEST[1] + 1},
             "/t10k-labels-idx1-ubyte: holds label 3, but data/datasets.yaml names 3 classes, "
-            "0 to 2; add the missing names there or, if the labels count from 1, convert them with "
-            "a - 1, then write",
+            "0 to 2; add the missing names there or, if the labels count from 1, convert them as",
         ),
         (
             {"train_images": TRAIN[0][:0], "train_labels": TRAIN[1][:0]},
@@ -252,45 +251,47 @@ def test_images_and_labels_must_fit(changes: dict[str, Any], expected: str, plac
             "train-images",
             (TRAIN[0] / 255).astype("f4"),
             "float32 of shape (150, 12, 12)",
-            "(255 * a).round().astype('u1')",
+            '(255 * images).round().astype("u1")',
         ),
         (
             "train-images",
             TRAIN[0].reshape(150, 144),
             "uint8 of shape (150, 144)",
-            "a.reshape(-1, height, width)",
+            "images.reshape(-1, 28, 28)",
         ),
         (
             "train-images",
             np.repeat(TRAIN[0][..., None], 3, axis=3),
             "uint8 of shape (150, 12, 12, 3)",
-            "a.mean(axis=3).astype('u1')",
+            'images.mean(axis=3).astype("u1")',
         ),
         (
             "train-labels",
             np.repeat(TRAIN[1][:, None], 8, axis=1).astype("i4"),
             "int32 of shape (150, 8)",
-            "a[:, 0]",
+            'read_idx("train-labels-idx2-int")[:, 0]',
         ),
-        ("train-labels", TRAIN[1].astype("f4"), "float32 of shape (150,)", "a.astype('u1')"),
-        ("train-labels", TRAIN[1] + 1, "label 3", "a - 1"),
+        ("train-labels", TRAIN[1].astype("f4"), "float32 of shape (150,)", 'labels.astype("u1")'),
+        ("train-labels", TRAIN[1] + 1, "label 3", "labels - 1"),
     ],
 )
-def test_what_the_message_says_converts_the_file(
+def test_the_page_that_the_message_names_converts_the_file(
     name: str, array: np.ndarray, found: str, conversion: str, place: Place
 ) -> None:
     place.run()
     expected = place.digest()
     place.write(**dict[str, Any]({name.replace("-", "_"): array}))
-    printed = place.error()
-    path = place.raw(name)
+    printed, path = place.error(), place.raw(name)
     assert printed.startswith(f"{path.relative_to(place.path)}: ")
     assert f"holds {found}" in printed
-    assert f" {conversion}, " in printed
-    assert printed.endswith(
-        "write them with write_idx and put size and SHA-256 into data/datasets.yaml"
-    )
-    write_idx(path, eval(conversion, {"a": read_idx(path), "height": 12, "width": 12}))
+    assert printed.endswith("convert them as docs/data.md shows")
+    assert conversion in (ROOT / "docs/data.md").read_text()
+    known = {
+        "images": read_idx(path),
+        "labels": read_idx(path),
+        "read_idx": lambda _: read_idx(path),
+    }
+    write_idx(path, eval(conversion.replace("28", "12"), known))
     place.pin()
     place.run()
     assert place.digest() == expected
@@ -307,7 +308,7 @@ def test_a_class_without_training_images_is_named(place: Place) -> None:
     place.write(classes=["Ω", *CLASSES], train_labels=TRAIN[1] + 1, t10k_labels=TEST[1] + 1)
     assert "is of class 'Ω' (1 of 4" in place.run()[1]
     place.write(classes=[*CLASSES, *"abcdefg"])
-    assert "class 'a', 'b', 'c', 'd', 'e', ... (7 of 10" in place.run()[1]
+    assert "class 'a', 'b', 'c', 'd', 'e' (7 of 10" in place.run()[1]
     # The only image of its class, and it is held out.
     labels = np.zeros(150, np.uint8)
     labels[7] = 1
