@@ -31,6 +31,22 @@ class PreprocessParams(params.Section):
     seed: int = Field(ge=0)
 
 
+def verify_raw(dataset: catalogue.DataSet) -> None:
+    """Hash the raw files once more: a cache or a remote may have damaged what fetch verified.
+
+    Raises StageError that names the file, both hashes, and what to do.
+    """
+    for name, expected in dataset.files.items():
+        path = paths.RAW / name
+        if not path.exists():
+            raise StageError(f"{path}: not found; run `dvc repro preprocess`")
+        if (found := files.sha256(path)) != expected.sha256:
+            raise StageError(
+                f"{path}: SHA-256 is {found}, not {expected.sha256}; "
+                "delete it, then run `dvc repro --force fetch`"
+            )
+
+
 def load_raw(prefix: str, classes: int) -> tuple[tensors.UInt8, NDArray[np.integer[Any]]]:
     """Map the images of `prefix`, `train` or `t10k`, and check them.
 
@@ -102,16 +118,7 @@ def main() -> None:
     """Check the raw files, split them, write the tensors."""
     settings = params.load("preprocess", PreprocessParams)
     dataset = catalogue.selected()
-    # Hashed once more: a cache or a remote may have damaged what fetch verified.
-    for file, expected in dataset.files.items():
-        path = paths.RAW / file
-        if not path.exists():
-            raise StageError(f"{path}: not found; run `dvc repro preprocess`")
-        if (found := files.sha256(path)) != expected.sha256:
-            raise StageError(
-                f"{path}: SHA-256 is {found}, not {expected.sha256}; "
-                "delete it, then run `dvc repro --force fetch`"
-            )
+    verify_raw(dataset)
     classes = len(dataset.classes)
     images, labels = load_raw("train", classes)
     test_images, test_labels = load_raw("t10k", classes)

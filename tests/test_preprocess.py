@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from project import CLASSES, ROOT, Project, disk_of, idx_bytes, small_images
+from project import CLASSES, ROOT, Project, disk_of, small_images
 
 from stages import preprocess
 from stages.common.errors import StageError
@@ -48,15 +48,6 @@ def test_a_sample_is_a_random_choice_that_the_seed_repeats() -> None:
 # --- From raw files to tensors ------------------------------------------------------------------
 
 
-def encode(array: np.ndarray) -> bytes:
-    """Encode uint8, int16, int32 or float32 as IDX, written here from the format's definition."""
-    code, dtype = {"uint8": (8, "u1"), "int16": (11, ">i2"), "int32": (12, ">i4")}.get(
-        array.dtype.name, (13, ">f4")
-    )
-    header = idx_bytes(np.empty(array.shape, np.uint8))[: 4 + 4 * array.ndim]
-    return header[:2] + bytes([code]) + header[3:] + array.astype(dtype).tobytes()
-
-
 class Place:
     """A folder that preprocess runs in, with the small data set's raw files."""
 
@@ -80,7 +71,7 @@ class Place:
         """Write the raw files, some changed, and pin them in the catalogue."""
         arrays = ARRAYS | {name.replace("_", "-"): new for name, new in changes.items()}
         for name, array in arrays.items():
-            self.raw(name).write_bytes(encode(array))
+            write_idx(self.raw(name), array)
         self.pin(classes)
 
     def pin(self, classes: list[str] = CLASSES) -> None:
