@@ -4,7 +4,6 @@ import gzip
 import math
 import re
 import struct
-import subprocess
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from project import disk_of
 
 from stages.dataset.idx import IdxError, read_idx, write_idx
 
@@ -162,6 +160,7 @@ SOMETHING_ELSE = (
 MALFORMED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "has 0 bytes, but an IDX file has at least 4"),
     "three bytes": (b"\0\0\x08", "has 3 bytes, but an IDX file has at least 4"),
+    "packed": (gzip.compress(b"x"), "is compressed by gzip; unpack it with gunzip"),
     "HTML": (b"<!doctype html>", f"starts with 3c 21, {SOMETHING_ELSE}"),
     "second byte": (b"\0\1\x08\1\0\0\0\0", f"starts with 00 01, {SOMETHING_ELSE}"),
     "type": (b"\0\0\x0a\1\0\0\0\0", f"element type is 0a, expected one of {TYPES}"),
@@ -197,30 +196,15 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
 }
 
 
-def refused(path: Path) -> str:
-    """Return why the file is refused."""
-    with pytest.raises(IdxError) as error:
-        read_idx(path)
-    assert isinstance(error.value, ValueError)
-    start, why = str(error.value).split(": ", 1)
-    assert start == str(path)
-    return why
-
-
 @pytest.mark.parametrize("name", list(MALFORMED))
 def test_malformed(tmp_path: Path, name: str) -> None:
     content, why = MALFORMED[name]
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert refused(path) == why
-
-
-def test_a_compressed_file_is_refused_until_it_is_unpacked(tmp_path: Path) -> None:
-    path = tmp_path / "file.gz"
-    write_idx(path, np.arange(5, dtype="u1"))
-    assert refused(path) == "is compressed by gzip; unpack it with gunzip"
-    subprocess.run(["gunzip", str(path)], check=True)
-    assert read_idx(tmp_path / "file").tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(IdxError) as error:
+        read_idx(path)
+    assert isinstance(error.value, ValueError)
+    assert str(error.value) == f"{path}: {why}"
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint16", "int64", "float16", "complex64", "U1", "O"])
@@ -231,15 +215,6 @@ def test_types_that_idx_does_not_have(tmp_path: Path, dtype: str) -> None:
     with pytest.raises(IdxError, match=re.escape(why)):
         write_idx(path, array)
     assert not path.exists()
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_idx(path, np.zeros(3, "u1"))
-    with disk_of(100_000), pytest.raises(OSError, match="too large"):
-        write_idx(path, np.zeros(200_000, "u1"))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-    assert same(read_idx(path), np.zeros(3, "u1"))
 
 
 @settings(deadline=None)
