@@ -139,6 +139,6 @@ class _Body(io.RawIOBase):
 def _reason(error: Exception) -> str:
     """Say why a mirror failed: what it is called, and the first cause, without those between."""
     root: BaseException = error
-    while cause := root.__cause__ or root.__context__:
-        root = cause
+    while root.__context__:
+        root = root.__context__
     return f"{type(error).__name__}: {root}"
