@@ -43,6 +43,9 @@ def test_a_sample_is_a_random_choice_that_the_seed_repeats() -> None:
     assert len(np.intersect1d(one, other)) < 150
     # Not a block: each half of the images of a class gives about half of its share.
     assert 80 < (one % 200 < 100).sum() < 170
+    # Of equal remainders, the first classes' count, however many classes there are.
+    labels = np.repeat(np.arange(300), np.tile([1, 2], 150))
+    assert labels[preprocess.sample(labels, 100, 0)].tolist() == list(range(1, 200, 2))
 
 
 # --- From raw files to tensors ------------------------------------------------------------------
@@ -224,8 +227,13 @@ def test_labels_of_any_integer_type(place: Place, dtype: str) -> None:
             "/train-images-idx3-ubyte: holds no images; check data/datasets.yaml",
         ),
         (
+            {"train_images": TRAIN[0][:, :0]},
+            "/train-images-idx3-ubyte: holds no images; check data/datasets.yaml",
+        ),
+        (
             {"t10k_images": TEST[0][:, :10]},
-            ": training images have shape (12, 12), but test images (10, 12); scale one to the",
+            ": training images have shape (12, 12), but test images (10, 12); scale one to the "
+            "other and enter the new files into data/datasets.yaml",
         ),
     ],
 )

@@ -86,7 +86,7 @@ def _map(path: Path, manifest: Manifest) -> UInt8:
     found, pinned = files.sha256(path), manifest.sha256.get(path.name)
     if found != pinned:
         raise _must_be(path, f"SHA-256 {pinned} as in {paths.MANIFEST.name}", found)
-    array: UInt8 = np.load(path, mmap_mode="r", allow_pickle=False)
+    array: UInt8 = np.load(path, mmap_mode="r")
     return array
 
 

@@ -123,7 +123,8 @@ def waiting(busy: str = "pass", **options: Any) -> subprocess.Popen[str]:
 def test_ctrl_c_ends_what_swallowed_a_signal_and_another_does_not_cut_the_cleaning_short() -> None:
     # nohup ignores SIGHUP and the & of a script SIGINT: the first is respected.
     process = waiting(
-        "with contextlib.suppress(BaseException): time.sleep(60)",
+        "with contextlib.suppress(BaseException): time.sleep(60)\n"
+        "        print(errors._caught.name)",
         preexec_fn=lambda: [
             signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT)
         ],
@@ -135,7 +136,8 @@ def test_ctrl_c_ends_what_swallowed_a_signal_and_another_does_not_cut_the_cleani
     time.sleep(0.1)  # while it cleans up
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=10)
-    assert (stdout, stderr) == ("cleaned up\n", "error: interrupted; run it again to complete\n")
+    assert stdout == "SIGTERM\ncleaned up\n"
+    assert stderr == "error: interrupted; run it again to complete\n"
     assert process.returncode == 130
 
 
@@ -183,7 +185,8 @@ def test_a_stage_ends_with_the_dvc_that_runs_it(stage: str | None, tmp_path: Pat
             assert parent.stderr.read() == "error: stopped by SIGTERM; run it again to complete\n"
         else:
             time.sleep(0.5)
-            os.killpg(parent.pid, signal.SIGKILL)  # it is still there
+            os.killpg(parent.pid, signal.SIGKILL)
+            assert parent.stdout.read() == ""  # until then it was there
 
 
 def test_an_interrupted_import_that_fails_is_an_interrupt(tmp_path: Path) -> None:

@@ -60,7 +60,11 @@ TWO_ONES[1] = [1, 1, 0]
         (IMAGES, LABELS[:4], "train_labels.npy: must be uint8 of shape (5, 3), but is uint8 of"),
         (IMAGES, LABELS[:, :2], "must be uint8 of shape (5, 3), but is uint8 of shape (5, 2)"),
         (IMAGES, LABELS.astype(np.int64), "must be uint8 of shape (5, 3), but is int64 of shape"),
-        (IMAGES, LABELS * 2, "train_labels.npy: must be one-hot, but is not; run `make"),
+        (
+            IMAGES,
+            LABELS * 0 + np.uint8([255, 1, 1]),
+            "train_labels.npy: must be one-hot, but is not; run `make",
+        ),
         (IMAGES, TWO_ONES, "train_labels.npy: must be one-hot, but is not; run `make"),
         (IMAGES, LABELS * 0, "train_labels.npy: must be one-hot, but is not; run `make"),
     ],
