@@ -247,7 +247,7 @@ def test_ctrl_c_ends_it_in_one_line_and_the_next_run_completes(place: Place) -> 
 def test_parameters_are_validated_before_any_work(
     place: Place, section: str, change: dict[str, Any], rule: str
 ) -> None:
-    sections = {"fetch": {"dataset": "small"}, "limits": LIMITS}
+    sections: dict[str, dict[str, Any]] = {"fetch": {"dataset": "small"}, "limits": LIMITS}
     place.params(**{section: sections[section] | change})
     assert place.error().startswith(f"params.yaml: {section}.{rule}")
     assert not place.raw.exists()

@@ -62,7 +62,7 @@ TWO_ONES[1] = [1, 1, 0]
         (IMAGES, LABELS.astype(np.int64), "must be uint8 of shape (5, 3), but is int64 of shape"),
         (
             IMAGES,
-            LABELS * 0 + np.uint8([255, 1, 1]),
+            np.full((5, 3), [255, 1, 1], np.uint8),
             "train_labels.npy: must be one-hot, but is not; run `make",
         ),
         (IMAGES, TWO_ONES, "train_labels.npy: must be one-hot, but is not; run `make"),
