@@ -124,20 +124,20 @@ def test_ctrl_c_ends_what_swallowed_a_signal_and_another_does_not_cut_the_cleani
     # nohup ignores SIGHUP and the & of a script SIGINT: the first is respected.
     process = waiting(
         "with contextlib.suppress(BaseException): time.sleep(60)\n"
-        "        print(errors._caught.name)",
+        "        print(errors._caught.name, flush=True)",
         preexec_fn=lambda: [
             signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT)
         ],
     )
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
+    assert process.stdout
+    assert process.stdout.readline() == "SIGTERM\n"
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)  # while it cleans up
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=10)
-    assert stdout == "SIGTERM\ncleaned up\n"
-    assert stderr == "error: interrupted; run it again to complete\n"
+    assert (stdout, stderr) == ("cleaned up\n", "error: interrupted; run it again to complete\n")
     assert process.returncode == 130
 
 
