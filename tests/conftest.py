@@ -67,13 +67,40 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+# Run by every Python of the pipeline: logs the files it opens, by stage.
+AUDIT = """
+import os, sys
+stage = sys.orig_argv[-1].removeprefix("stages.")
+if "-m" in sys.orig_argv and sys.orig_argv[-1].startswith("stages."):
+    root = os.getcwd() + os.sep
+    log = os.open(os.environ["AUDIT_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    def hook(event, arguments):
+        if event in ("open", "os.rename"):
+            path = arguments[0] if event == "open" else arguments[1]
+            if isinstance(path, (str, os.PathLike)):
+                path = os.path.abspath(os.fspath(path))
+                if path.startswith(root) and (event == "os.rename" or os.path.isfile(path)):
+                    kind = "read" if event == "open" else "written"
+                    os.write(log, f"{stage} {kind} {path.removeprefix(root)}\\n".encode())
+    sys.addaudithook(hook)
+"""
+
+
 @pytest.fixture(scope="session")
 def reproduced(template: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The small project after `dvc repro`, results committed; not to be changed."""
+    """The small project after `dvc repro`, results committed; not to be changed.
+
+    Beside it, audit.log has a line `STAGE read|written PATH` for each file that was opened or
+    renamed into place.
+    """
     with alone("reproduced", tmp_path_factory) as common:
         if not (common / "reproduced").exists():
             project = template.copy(common / "running")
-            project.dvc("repro")
+            (common / "sitecustomize.py").write_text(AUDIT)
+            env = {"PYTHONPATH": str(common), "AUDIT_LOG": str(common / "audit.log")}
+            # Python would open compiled modules instead of their sources.
+            project.dvc("repro", env=env | {"PYTHONDONTWRITEBYTECODE": "1"})
+            project.run(sys.executable, "-m", "compileall", "-q", "stages", "tools")
             project.commit("Results")
             project.path.rename(common / "reproduced")
     return Project(common / "reproduced", template.env)

@@ -71,6 +71,7 @@ def test_a_hostile_environment_changes_no_bit_and_makes_no_library_speak(
     temporary.mkdir()
     env = HOSTILE | {"HOME": str(home), "PYTHONPATH": str(home / "site")}
     env |= {"TMPDIR": str(temporary), "PYTHONIOENCODING": "ascii"}
+    env |= {"TZ": "Asia/Kathmandu", "LC_ALL": "C.UTF-8", "LANG": "tr_TR.UTF-8"}
     catalogue = finished.path / "data/datasets.yaml"
     text = catalogue.read_text(encoding="utf-8")
     catalogue.write_text(text.replace("title: Small", "title: Kuzushi-七"), encoding="utf-8")
@@ -84,6 +85,7 @@ def test_a_hostile_environment_changes_no_bit_and_makes_no_library_speak(
             capture_output=True,
             text=True,
             check=False,
+            umask=0o027,
         )
         # On a busy machine, even this training is long, and says how far it is.
         said = [line for line in result.stderr.splitlines() if not line.startswith("train: ")]
@@ -93,3 +95,5 @@ def test_a_hostile_environment_changes_no_bit_and_makes_no_library_speak(
             assert result.stdout == "fetched Kuzushi-\\u4e03 from data/mirror/small/\n"
     assert contents(finished) == before
     assert list(temporary.iterdir()) == []
+    for name in ("metrics/metrics.json", "metrics/figures/match.png"):
+        assert (finished.path / name).stat().st_mode & 0o777 == 0o640

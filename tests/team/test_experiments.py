@@ -1,4 +1,4 @@
-"""Experiments: run, queued, compared, applied, turned into branches, and shared."""
+"""Experiments: run, queued, compared, shared and applied."""
 
 import re
 import time
@@ -18,7 +18,7 @@ def figure(project: Project) -> bytes:
     return (project.path / "metrics/figures/match.png").read_bytes()
 
 
-def test_experiments_are_queued_compared_applied_and_shared(
+def test_experiments_are_queued_compared_shared_and_applied(
     finished: Project, tmp_path: Path
 ) -> None:
     publish(finished, tmp_path / "origin.git")
@@ -30,7 +30,8 @@ def test_experiments_are_queued_compared_applied_and_shared(
     assert (one := figure(finished)) != before
     finished.git("checkout", "-q", ".")
     finished.dvc("exp", "run", "--queue", "--name", "two", "-S", "plot.seed=2")
-    finished.dvc("queue", "start")
+    # A worker goes on in the background, and with it what it prints to.
+    finished.run("sh", "-c", "dvc queue start >/dev/null 2>&1")
     deadline = time.monotonic() + 200
     while experiments(finished).keys() != {"one", "two"}:
         assert time.monotonic() < deadline
@@ -43,8 +44,6 @@ def test_experiments_are_queued_compared_applied_and_shared(
         assert re.search(rf"\[{name}\].* {seed} ", table)
     assert "plot.seed" in table
     assert max(map(len, table.splitlines())) <= 80
-    finished.dvc("exp", "branch", "two", "idea")
-    assert "seed: 2" in finished.git("show", "idea:params.yaml")
 
     finished.dvc("exp", "push", "origin", "one", "two")
     other = Project(tmp_path / "other", finished.env)

@@ -7,9 +7,7 @@ from project import PIPELINE, ROOT, Project
 from remotes import Remote
 
 
-def test_another_project_gets_a_release_and_imports_data(
-    finished: Project, tmp_path: Path
-) -> None:
+def test_another_project_gets_a_release_and_imports_data(finished: Project, tmp_path: Path) -> None:
     Remote(str(tmp_path / "remote")).configure(finished)
     finished.dvc("push")
     shared = finished.clone(tmp_path / "shared")  # Git's files; data are in the remote
@@ -21,7 +19,9 @@ def test_another_project_gets_a_release_and_imports_data(
     shared.git("tag", "-a", "model@v1.0.0", "-m", "The first model that others may use")
     consumer.dvc("artifacts", "get", str(shared.path), "model")
     model = "model.keras"
-    assert (consumer.path / model).read_bytes() == (finished.path / "data/model" / model).read_bytes()
+    assert (consumer.path / model).read_bytes() == (
+        finished.path / "data/model" / model
+    ).read_bytes()
 
     consumer.dvc("import", str(shared.path), "data/tensors")
     for file in (finished.path / "data/tensors").iterdir():
