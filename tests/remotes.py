@@ -15,23 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import botocore.session
+import fsspec
 import pytest
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from project import Project
 
 SECTION = "'remote \"team\"'"  # of DVC's settings
 BUCKET = "team"
+LOCAL = fsspec.filesystem("file")
 SEAWEEDFS = ("master", "volume", "filer", "s3")  # the servers in one
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A DVC remote."""
+    """A DVC remote, and its objects as its server has them; keys are MD5 hashes."""
 
     url: str
+    folder: str
+    fs: Any = LOCAL  # on which its server keeps objects
     shared: dict[str, str] = field(default_factory=dict)  # settings committed to Git
     private: dict[str, str] = field(default_factory=dict)  # settings of one person
 
@@ -47,57 +48,26 @@ class Remote:
         """Set what a new clone lacks: one person's credentials."""
         project.configure({SECTION: self.private}, "config.local")
 
-
-@dataclass(frozen=True)
-class Folder(Remote):
-    """A folder of this machine, reached as such or through a server; keys are MD5 hashes."""
-
-    path: Path = field(kw_only=True)
-
     def keys(self) -> set[str]:
-        return {file.parent.name + file.name for file in self._objects.glob("??/*")}
+        return {"".join(file.split("/")[-2:]) for file in self.fs.find(f"{self.folder}/files/md5")}
 
     def read(self, key: str) -> bytes:
-        return self._file(key).read_bytes()
+        return bytes(self.fs.cat_file(self._file(key)))
+
+    def delete(self, key: str) -> None:
+        self.fs.rm_file(self._file(key))
 
     def write(self, key: str, content: bytes) -> None:
         self.delete(key)
-        self._file(key).write_bytes(content)
+        self.fs.pipe_file(self._file(key), content)
 
-    def delete(self, key: str) -> None:
-        self._file(key).unlink()
-
-    @property
-    def _objects(self) -> Path:
-        return self.path / "files/md5"
-
-    def _file(self, key: str) -> Path:
-        return self._objects / key[:2] / key[2:]
+    def _file(self, key: str) -> str:
+        return f"{self.folder}/files/md5/{key[:2]}/{key[2:]}"
 
 
-@dataclass(frozen=True)
-class Bucket(Remote):
-    """A prefix in a bucket of S3 storage."""
-
-    client: Any = field(kw_only=True)
-    prefix: str = field(kw_only=True)
-
-    def keys(self) -> set[str]:
-        listed = self.client.list_objects_v2(Bucket=BUCKET, Prefix=self._key(""))
-        return {"".join(item["Key"].split("/")[-2:]) for item in listed.get("Contents", [])}
-
-    def read(self, key: str) -> bytes:
-        content: bytes = self.client.get_object(Bucket=BUCKET, Key=self._key(key))["Body"].read()
-        return content
-
-    def write(self, key: str, content: bytes) -> None:
-        self.client.put_object(Bucket=BUCKET, Key=self._key(key), Body=content)
-
-    def delete(self, key: str) -> None:
-        self.client.delete_object(Bucket=BUCKET, Key=self._key(key))
-
-    def _key(self, key: str) -> str:
-        return f"{self.prefix}/files/md5/{key[:2]}/{key[2:]}".rstrip("/")
+def share(project: Project, path: Path) -> None:
+    """Give a project a folder as its remote."""
+    Remote(str(path), str(path)).configure(project)
 
 
 def free_ports(count: int) -> list[int]:
@@ -121,8 +91,10 @@ def serving(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An S3 server: its address and credentials, by the names of DVC's settings."""
+def s3_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, dict[str, str], Any]]:
+    """An S3 server that has a bucket: its address, credentials as DVC names them, a client."""
     folder = tmp_path_factory.mktemp("s3")
     login = {"access_key_id": "someone", "secret_access_key": secrets.token_hex()}
     key = {"accessKey": login["access_key_id"], "secretKey": login["secret_access_key"]}
@@ -145,32 +117,27 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     }
     command = [f"{Path(sys.executable).parent}/weed", f"-logdir={folder}", "server", "-s3"]
     command += [f"-{name}={value}" for name, value in (options | ports).items()]
-    with serving(command, folder / "log"):
-        yield login | {"endpointurl": f"http://127.0.0.1:{ports['s3.port']}"}
-    for port in ports.values():  # what a killed server leaves outside its folder
-        for file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
-            file.unlink()
-
-
-@pytest.fixture(scope="session")
-def s3_client(s3_server: dict[str, str]) -> Any:
-    """A client of the S3 server, which has the bucket."""
-    client = botocore.session.get_session().create_client(
+    url = f"http://127.0.0.1:{ports['s3.port']}"
+    client = fsspec.filesystem(
         "s3",
-        endpoint_url=s3_server["endpointurl"],
-        region_name="us-east-1",
-        aws_access_key_id=s3_server["access_key_id"],
-        aws_secret_access_key=s3_server["secret_access_key"],
-        config=Config(retries={"max_attempts": 0}),
+        key=login["access_key_id"],
+        secret=login["secret_access_key"],
+        endpoint_url=url,
+        use_listings_cache=False,
+        config_kwargs={"retries": {"max_attempts": 0}},
     )
 
     def make_bucket() -> None:
-        client.create_bucket(Bucket=BUCKET)
+        client.makedirs(BUCKET, exist_ok=True)
         # The server makes buckets before it can store anything in them.
-        client.put_object(Bucket=BUCKET, Key="probe", Body=b"probe")
+        client.pipe_file(f"{BUCKET}/probe", b"probe")
 
-    patiently(make_bucket, BotoCoreError, ClientError)
-    return client
+    with serving(command, folder / "log"):
+        patiently(make_bucket)
+        yield url, login, client
+    for port in ports.values():  # what a killed server leaves outside its folder
+        for file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+            file.unlink()
 
 
 @pytest.fixture(scope="session")
@@ -202,17 +169,17 @@ def ssh_server(
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # root's sshd insists on it
     with serving([SSHD, "-D", "-e", "-f", str(config)], folder / "log"):
-        patiently(lambda: socket.create_connection(("127.0.0.1", port)).close(), OSError)
+        patiently(lambda: socket.create_connection(("127.0.0.1", port)).close())
         yield {"host": "127.0.0.1", "port": str(port), "user": getpass.getuser()}
 
 
-def patiently(action: Callable[[], object], *errors: type[Exception], seconds: float = 60) -> None:
+def patiently(action: Callable[[], object]) -> None:
     """Repeat an action that fails until a server is ready."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 60
     while True:
         try:
             action()
-        except errors:
+        except Exception:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
@@ -221,21 +188,17 @@ def patiently(action: Callable[[], object], *errors: type[Exception], seconds: f
 
 
 @pytest.fixture(params=["folder", "s3", "ssh"])
-def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Folder | Bucket:
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
     """An empty remote of each kind."""
-    path = tmp_path / "remote"
+    path = str(tmp_path / "remote")
     if request.param == "folder":
-        return Folder(str(path), path=path)
+        return Remote(path, path)
     if request.param == "ssh":
         server = request.getfixturevalue("ssh_server")
-        url = f"ssh://{server['user']}@{server['host']}:{server['port']}{path}"
-        return Folder(url, path=path)
-    server = request.getfixturevalue("s3_server")
-    prefix = f"digits-{secrets.token_hex(8)}"
-    shared = {"endpointurl": server["endpointurl"]}
-    private = {name: value for name, value in server.items() if name not in shared}
-    client = request.getfixturevalue("s3_client")
-    return Bucket(f"s3://{BUCKET}/{prefix}", shared, private, client=client, prefix=prefix)
+        return Remote(f"ssh://{server['user']}@{server['host']}:{server['port']}{path}", path)
+    url, login, client = request.getfixturevalue("s3_server")
+    folder = f"{BUCKET}/digits"
+    return Remote(f"s3://{folder}", folder, client, {"endpointurl": url}, login)
 
 
 def publish(project: Project, path: Path) -> None:

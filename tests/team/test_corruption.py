@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from project import Project, contents
-from remotes import Remote
+from remotes import share
 
 RAW = "data/raw/t10k-labels-idx1-ubyte"
 TENSOR = "data/tensors/train_images.npy"
@@ -47,7 +47,7 @@ def error_of(printed: str) -> str:
 
 
 def test_repro_makes_again_what_the_remote_has_damaged(finished: Project, tmp_path: Path) -> None:
-    Remote(str(tmp_path / "remote")).configure(finished)
+    share(finished, tmp_path / "remote")
     finished.dvc("push")
     hashed = key(finished, TENSOR)
     flip(tmp_path / f"remote/files/md5/{hashed[:2]}/{hashed[2:]}")

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from project import Project
-from remotes import Remote, publish
+from remotes import publish, share
 
 
 def experiments(project: Project) -> dict[str, str]:
@@ -22,7 +22,7 @@ def test_experiments_are_queued_compared_shared_and_applied(
     finished: Project, tmp_path: Path
 ) -> None:
     publish(finished, tmp_path / "origin.git")
-    Remote(str(tmp_path / "remote")).configure(finished)
+    share(finished, tmp_path / "remote")
     finished.git("push", "-q")
     before = figure(finished)
 

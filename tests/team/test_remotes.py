@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from project import Project, contents
-from remotes import Bucket, Folder, publish
+from remotes import Remote, publish
 
 RAW = "data/raw/t10k-labels-idx1-ubyte"
 TENSOR = "data/tensors/test_images.npy"
@@ -43,7 +43,7 @@ def test_two_people_share_runs(finished: Project, tmp_path: Path) -> None:
 
 
 def test_a_killed_push_and_a_damaged_remote(
-    finished: Project, remote: Folder | Bucket, tmp_path: Path
+    finished: Project, remote: Remote, tmp_path: Path
 ) -> None:
     remote.configure(finished)
     big = finished.path / "data/big"

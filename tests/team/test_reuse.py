@@ -4,11 +4,11 @@ from pathlib import Path
 
 import yaml
 from project import PIPELINE, ROOT, Project
-from remotes import Remote
+from remotes import share
 
 
 def test_another_project_gets_a_release_and_imports_data(finished: Project, tmp_path: Path) -> None:
-    Remote(str(tmp_path / "remote")).configure(finished)
+    share(finished, tmp_path / "remote")
     finished.dvc("push")
     shared = finished.clone(tmp_path / "shared")  # Git's files; data are in the remote
     consumer = Project(tmp_path / "consumer", finished.env)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from project import ROOT, Project
-from remotes import Remote, publish
+from remotes import publish, share
 from slurm import Cluster
 
 SCALE = ROOT / "docs/scale.md"
@@ -55,7 +55,7 @@ def test_an_array_of_experiments_as_the_docs_say(
     finished: Project, slurm: Cluster, tmp_path: Path
 ) -> None:
     publish(finished, tmp_path / "origin.git")
-    Remote(str(tmp_path / "remote")).configure(finished)
+    share(finished, tmp_path / "remote")
     finished.git("push", "-q")
     finished.dvc("push")
     script = finished.path / "seeds.sbatch"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from project import ROOT, Project
-from remotes import Remote
+from remotes import share
 
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 MAKE = ("make", "--no-print-directory", "-o", ".venv/pipeline.stamp", "-o", ".venv/tests.stamp")
@@ -68,7 +68,7 @@ def test_a_lock_that_would_not_match_for_others_is_refused_without_data(
 
 def test_data_that_was_not_pushed_is_named(finished: Project, tmp_path: Path) -> None:
     assert "no remote" in finished.run(*MAKE, "pushed")
-    Remote(str(tmp_path / "remote")).configure(finished)
+    share(finished, tmp_path / "remote")
     clone = finished.clone(tmp_path / "clone")
     printed = clone.run(*MAKE, "pushed", status=2)
     assert "data/model/model.keras" in printed
