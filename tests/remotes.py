@@ -93,7 +93,7 @@ def serving(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.fixture(scope="session")
 def s3_server(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[str, dict[str, str], Any]]:
+) -> Iterator[tuple[Any, ...]]:
     """An S3 server that has a bucket: its address, credentials as DVC names them, a client."""
     folder = tmp_path_factory.mktemp("s3")
     login = {"access_key_id": "someone", "secret_access_key": secrets.token_hex()}

@@ -86,6 +86,7 @@ def test_cache_and_workspace_mend_each_other(finished: Project) -> None:
     printed = finished.dvc("repro")
     assert re.findall("Running stage '(.*)'", printed) == ["fetch", "plot"]
     assert contents(finished) == sound
+    assert all(cached(finished, name).exists() for name in (RAW, TENSOR, MODEL))
     assert "error" not in finished.verify()
     assert finished.git("status", "--porcelain") == ""
 
