@@ -50,18 +50,7 @@ class Cluster:
 
     def run(self, project: Project, *command: str, status: int = 0) -> str:
         """Run `srun` or `sbatch` in a project; return what it printed."""
-        result = subprocess.run(
-            command,
-            cwd=project.path,
-            env=project.env | self.env,
-            timeout=200,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        assert result.returncode == status, result.stdout
-        return result.stdout
+        return project.run(*command, status=status, env=self.env, timeout=200)
 
 
 def ip(*arguments: str) -> None:
