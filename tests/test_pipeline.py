@@ -60,6 +60,7 @@ def test_stages_are_scripts_of_their_names_and_nothing_else_is_beside_them() -> 
 def test_code_dependencies_cover_what_is_imported_and_no_stage_imports_another(stage: str) -> None:
     used = modules_of(stage)
     assert [file for file in used if not covered(file, stage)] == []
+    assert len(PIPELINE[stage]["deps"]) == len({*PIPELINE[stage]["deps"]})
     assert used & {f"stages/{name}.py" for name in STAGES} == {f"stages/{stage}.py"}
 
 
