@@ -91,9 +91,7 @@ def serving(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture(scope="session")
-def s3_server(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Any, ...]]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, ...]]:
     """An S3 server that has a bucket: its address, credentials as DVC names them, a client."""
     folder = tmp_path_factory.mktemp("s3")
     login = {"access_key_id": "someone", "secret_access_key": secrets.token_hex()}
@@ -141,10 +139,8 @@ def s3_server(
 
 
 @pytest.fixture(scope="session")
-def ssh_server(
-    template: Project, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
-    """An SSH server that lets in the projects' user, who knows its host key."""
+def ssh_server(template: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an SSH server that lets in the projects' user, who knows its host key."""
     if SSHD is None:
         pytest.skip("OpenSSH's sshd is not installed")
     folder = tmp_path_factory.mktemp("ssh")
@@ -170,7 +166,7 @@ def ssh_server(
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # root's sshd insists on it
     with serving([SSHD, "-D", "-e", "-f", str(config)], folder / "log"):
         patiently(lambda: socket.create_connection(("127.0.0.1", port)).close())
-        yield {"host": "127.0.0.1", "port": str(port), "user": getpass.getuser()}
+        yield f"ssh://{getpass.getuser()}@127.0.0.1:{port}"
 
 
 def patiently(action: Callable[[], object]) -> None:
@@ -194,8 +190,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
     if request.param == "folder":
         return Remote(path, path)
     if request.param == "ssh":
-        server = request.getfixturevalue("ssh_server")
-        return Remote(f"ssh://{server['user']}@{server['host']}:{server['port']}{path}", path)
+        return Remote(request.getfixturevalue("ssh_server") + path, path)
     url, login, client = request.getfixturevalue("s3_server")
     folder = f"{BUCKET}/digits"
     return Remote(f"s3://{folder}", folder, client, {"endpointurl": url}, login)
