@@ -61,7 +61,11 @@ def test_a_second_repro_is_told_who_is_at_work_and_no_stage_outlives_dvc(
     finished: Project,
 ) -> None:
     before = contents(finished)
-    finished.set_params({"train": {"epochs": 100_000}})
+    finished.set_params({"train": {"batch_size": 500}})
+    assert "train.batch_size is 500" in finished.stage("train", status=1)
+    assert contents(finished) == before  # what DVC removes, a stage that fails alone keeps
+
+    finished.set_params({"train": {"batch_size": 16, "epochs": 100_000}})
     # Bash makes way for the stage; Debian's sh would stay between the two.
     bash = Project(finished.path, finished.env | {"SHELL": "/bin/bash"})
     run = start(bash, "dvc", "repro")
