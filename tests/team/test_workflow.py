@@ -99,6 +99,7 @@ def test_the_report_says_what_differs(finished: Project, tmp_path: Path) -> None
     finished.commit("Others")
     clone = finished.clone(tmp_path / "clone")
     clone.git("update-ref", "refs/remotes/origin/trunk", "HEAD~1")
+    assert len(clone.git("ls-files", "metrics").splitlines()) == 11  # all that can be compared
 
     # As GitHub's `shell: bash` does it, but for setting up an environment.
     workflow = yaml.safe_load(WORKFLOW.read_text())
