@@ -42,8 +42,8 @@ def predict(images: tensors.UInt8, classes: int, parameters: EvaluateParams) -> 
             f"{trained}, but those of the test tensors are {test}; run `dvc repro`"
         )
     # Not model.predict: its tf.data pipeline logs an error where the last batch is smaller.
-    faster = fused.training_model(model)
-    network = tf.function(lambda batch: faster(batch, training=False), autograph=False)
+    twin = fused.training_model(model)
+    network = tf.function(lambda batch: twin(batch, training=False), autograph=False)
     size = parameters.batch_size
     batches = [network(images[i : i + size]).numpy() for i in range(0, len(images), size)]
     return np.concatenate(batches).astype(np.float64)

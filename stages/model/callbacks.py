@@ -88,10 +88,10 @@ class History(keras.callbacks.Callback):  # type: ignore[misc]
         self._path, self._batch_size = path, batch_size
 
     def on_train_begin(self, logs: Logs) -> None:
-        self.go_on_after([])
+        self.rewrite([])
 
-    def go_on_after(self, rows: list[dict[str, Any]]) -> None:
-        """Write these rows, those until a checkpoint, and more behind them."""
+    def rewrite(self, rows: list[dict[str, Any]]) -> None:
+        """Make these the rows so far, in the file too."""
         self.rows = rows
         header = ("step", "epoch", "images_seen", *FIGURES)
         with files.replacing(self._path) as path:
@@ -109,7 +109,7 @@ class History(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         validation = ("validation_loss", "validation_accuracy")
         self.rows[-1] |= {name: logs.get(FIGURES[name]) for name in validation}
-        self.go_on_after(self.rows)
+        self.rewrite(self.rows)
 
     def summary(self, epoch: int) -> dict[str, dict[str, float]]:
         """Return accuracy and loss of an epoch, of which the first is 1, by split.
@@ -184,7 +184,7 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
                 "delete it to train from the start"
             ) from None
         if self._saves:
-            self._history.go_on_after(state["rows"])
+            self._history.rewrite(state["rows"])
         step = steps_done(self.model)
         print(f"train: resumes from the checkpoint after step {step}", file=sys.stderr)
 

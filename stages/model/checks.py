@@ -21,7 +21,7 @@ def build(image_shape: tuple[int, int, int], classes: int, momentum: float) -> k
     try:
         model = network.build(image_shape, classes, momentum)
     except NotADirectoryError as error:
-        if not str(error.filename).startswith(os.devnull):  # where `runtime` sends downloads to
+        if not str(error.filename).startswith(os.devnull):  # KERAS_HOME, so that no download works
             raise
         raise StageError(
             f"{NETWORK}: would download weights, and no commit would say which; put them into a "

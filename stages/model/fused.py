@@ -1,4 +1,4 @@
-"""A model to compute with: the same layers and variables, faster, to bits that more CPUs share."""
+"""A model to compute with: the same layers and variables, faster, same bits on more CPUs."""
 
 import keras
 import tensorflow as tf

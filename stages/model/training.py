@@ -1,4 +1,11 @@
-"""The training loop, for one device, several, or several machines."""
+"""The training loop, for one device, several, or several machines.
+
+How it trains: `train` takes up to 20 steps in one call into a graph of TensorFlow's; callbacks are
+told of a call as `fit` tells them of a batch. In a step each replica, a device, takes its share of
+the batch. It computes the compiled loss through `twin`, which has the variables of `model` and
+fused layers, and divides it by the number of replicas. `optimizer.apply` sums the gradients over
+the replicas.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -60,10 +67,12 @@ def train(
     Raises StageError if there is not enough memory.
     """
     with model.distribute_strategy.scope():
-        faster = fused.training_model(model)  # over the same variables
-    take_steps, validate = _training_steps(model, faster, batches), _validation(model, faster)
+        twin = fused.training_model(model)
+    take_steps, validate = _training_steps(model, twin, batches), _validation(model, twin)
     in_epoch = batches.in_epoch
-    observers = keras.callbacks.CallbackList(callbacks, model=model, epochs=epochs, steps=in_epoch)
+    observers = keras.callbacks.CallbackList(
+        callbacks, model=model, verbose=0, epochs=epochs, steps=in_epoch
+    )
     model.stop_training = False
     observers.on_train_begin()
     logs: Figures = {}
@@ -73,26 +82,31 @@ def train(
         observers.on_epoch_begin(epoch)
         calls: list[Figures] = []
         counts: list[int] = []
-        while position < in_epoch and not model.stop_training:
+        while position < in_epoch:
             count = min(STEPS_PER_CALL - step % STEPS_PER_CALL, in_epoch - position)
             observers.on_train_batch_begin(position)
             calls.append(take_steps(step, count))
             counts.append(count)
             step, position = step + count, position + count
             observers.on_train_batch_end(position - 1, calls[-1])
+            if model.stop_training:
+                break
         logs = {
             name: np.average([call[name] for call in calls], axis=0, weights=counts)
             for name in calls[0]
         }
         logs["learning_rate"] = calls[-1]["learning_rate"]
         if len(validation[0]):
-            logs |= {f"val_{name}": figure for name, figure in validate(*validation).items()}
+            observers.on_test_begin()
+            figures = validate(*validation)
+            observers.on_test_end(figures)
+            logs |= {f"val_{name}": figure for name, figure in figures.items()}
         observers.on_epoch_end(epoch, logs)
     observers.on_train_end(logs)
 
 
 def _training_steps(
-    model: keras.Model, faster: keras.Model, batches: Batches
+    model: keras.Model, twin: keras.Model, batches: Batches
 ) -> Callable[[int, int], Figures]:
     """Return a function that takes `count` steps from `step` on, and returns their figures."""
     strategy, optimizer = model.distribute_strategy, model.optimizer
@@ -103,11 +117,11 @@ def _training_steps(
         with tf.device("CPU:0"):  # a GPU gets the images of one step alone
             images, labels = images[index], labels[index]
         with tf.GradientTape() as tape:
-            loss = optimizer.scale_loss(_loss(model, faster, images, labels, training=True))
+            loss = optimizer.scale_loss(_loss(model, twin, images, labels, training=True))
         gradients = tape.gradient(loss, variables)
         if clips and replicas > 1:
-            # Keras clips on each replica, before it sums. So the first one hands in the sum and the
-            # others nothing: that is clipped as on one device.
+            # Keras clips on each replica, and sums after that. So we sum first, and only the first
+            # replica hands in the sum: what is clipped is the gradient of the whole batch.
             total = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
             gradients = [gradient * _is_first() for gradient in total]
         optimizer.apply(gradients, variables)
@@ -152,7 +166,7 @@ def _training_steps(
     return take_steps
 
 
-def _validation(model: keras.Model, faster: keras.Model) -> Callable[[Images, Labels], Figures]:
+def _validation(model: keras.Model, twin: keras.Model) -> Callable[[Images, Labels], Figures]:
     """Return a function of images and labels: the figures of the model as it is.
 
     Each replica has moving statistics of its own. Those of the first are saved with the model; so
@@ -160,7 +174,7 @@ def _validation(model: keras.Model, faster: keras.Model) -> Callable[[Images, La
     """
     strategy = model.distribute_strategy
     reset = _graph(lambda: strategy.run(model.reset_metrics))
-    test = _graph(lambda *batch: strategy.run(_loss, (model, faster, *batch, False)))
+    test = _graph(lambda *batch: strategy.run(_loss, (model, twin, *batch, False)))
     result = _graph(lambda: _figures(model, of_the_first=True))
 
     def validate(images: Images, labels: Labels) -> Figures:
@@ -180,14 +194,18 @@ def _graph(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _loss(
-    model: keras.Model, faster: keras.Model, images: tf.Tensor, labels: tf.Tensor, training: bool
+    model: keras.Model,
+    twin: keras.Model,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    training: bool,
 ) -> tf.Tensor:
     """Return the compiled loss of a batch, and update this replica's metrics with the batch.
 
     It is divided by the number of replicas, for the optimizer sums over them.
     """
     labels = tf.cast(labels, tf.float32)
-    probabilities = faster(images, training=training)
+    probabilities = twin(images, training=training)
     loss = model.compute_loss(images, labels, probabilities, None, training=training)
     tracker = next(metric for metric in model.metrics if metric.name == "loss")
     whole = loss * model.distribute_strategy.num_replicas_in_sync

@@ -231,6 +231,7 @@ def test_any_callback_of_keras_works(tmp_path: Path) -> None:
         kinds.LambdaCallback(on_epoch_end=lambda epoch, logs: told.append((epoch, logs))),
         kinds.ReduceLROnPlateau("val_loss", min_delta=1e6, patience=1),
         kinds.TerminateOnNaN(),
+        kinds.ProgbarLogger(),
         backup,
     ]
     if find_spec("tensorboard"):

@@ -50,6 +50,12 @@ class Listener(keras.callbacks.Callback):  # type: ignore[misc] # Keras has no t
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.told.append(("epoch", epoch, dict(logs or {})))
 
+    def on_test_begin(self, logs: Any = None) -> None:
+        self.told.append(("validation", 0, dict(logs or {})))
+
+    def on_test_end(self, logs: Any = None) -> None:
+        self.told.append(("validated", 0, dict(logs or {})))
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.told.append(("from", batch, dict(logs or {})))
 
@@ -95,11 +101,12 @@ def test_it_trains_as_stock_keras_does_and_tells_callbacks_as_fit_does() -> None
         figures.append(losses(before, batch, its))
         stock.train_on_batch(batch, its.astype(np.float32))
 
+    validated = [("validation", 0), ("validated", 0)]
     # Calls end at every twentieth step, and with an epoch.
     assert [(what, where) for what, where, _ in told] == [
         ("begin", 0),
-        *[("epoch", 0), ("from", 0), ("to", 19), ("from", 20), ("to", 24), ("end", 0)],
-        *[("epoch", 1), ("from", 0), ("to", 14), ("from", 15), ("to", 24), ("end", 1)],
+        *[("epoch", 0), ("from", 0), ("to", 19), ("from", 20), ("to", 24), *validated, ("end", 0)],
+        *[("epoch", 1), ("from", 0), ("to", 14), ("from", 15), ("to", 24), *validated, ("end", 1)],
         ("done", 0),
     ]
     start = new(50).get_weights()
@@ -119,6 +126,8 @@ def test_it_trains_as_stock_keras_does_and_tells_callbacks_as_fit_does() -> None
     names = {"loss", "accuracy", "cross_entropy"}
     assert {*ends[0]} == names | {"learning_rate"} | {f"val_{name}" for name in names}
     assert told[-1][2] == ends[-1]
+    seen = [logs for what, _, logs in told if what == "validated"]
+    assert seen[-1] == {name: ends[-1][f"val_{name}"] for name in names}
 
 
 @pytest.mark.slow
@@ -161,9 +170,13 @@ def test_it_goes_on_where_its_optimizer_is_and_stops_where_it_is_told_to() -> No
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
             self.model.stop_training = batch == 19
 
-    model.optimizer.iterations.assign(0)
-    stopped = run(model, batches, NOTHING, 2, Stop())
-    assert [what for what, _, _ in stopped] == ["begin", "epoch", "from", "to", "end", "done"]
+    early = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda *_: setattr(model, "stop_training", True)
+    )
+    for stop in (Stop(), early):  # `fit`, too, takes a batch before it looks
+        model.optimizer.iterations.assign(0)
+        stopped = run(model, batches, NOTHING, 2, stop)
+        assert [what for what, _, _ in stopped] == ["begin", "epoch", "from", "to", "end", "done"]
 
 
 @pytest.mark.slow
