@@ -104,10 +104,8 @@ def step(model: keras.Model, images: tf.Tensor) -> tuple[np.ndarray, dict[str, n
     return probabilities.numpy(), gradients
 
 
-SLOW = [pytest.param(edit, marks=pytest.mark.slow) for edit in EDITS if edit != "as it is"]
-
-
-@pytest.mark.parametrize("edit", ["as it is", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("edit", EDITS)
 def test_it_is_the_same_function_as_stock_keras(edit: str, images: tf.Tensor) -> None:
     keras.utils.set_random_seed(5)
     stock = randomised(edited(EDITS[edit]))
