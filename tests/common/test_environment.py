@@ -87,9 +87,7 @@ def test_a_hostile_environment_changes_no_bit_and_makes_no_library_speak(
             check=False,
             umask=0o027,
         )
-        # On a busy machine, even this training is long, and says how far it is.
-        said = [line for line in result.stderr.splitlines() if not line.startswith("train: ")]
-        assert (result.returncode, said) == (0, []), stage
+        assert (result.returncode, result.stderr) == (0, ""), stage
         assert result.stdout.count("\n") == 1, stage
         if stage == "fetch":
             assert result.stdout == "fetched Kuzushi-\\u4e03 from data/mirror/small/\n"
