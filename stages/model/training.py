@@ -67,7 +67,7 @@ def train(
     Raises StageError if there is not enough memory.
     """
     with model.distribute_strategy.scope():
-        twin = fused.training_model(model)
+        twin = fused.training_model(model)  # over the same variables: what trains it trains `model`
     take_steps, validate = _training_steps(model, twin, batches), _validation(model, twin)
     in_epoch = batches.in_epoch
     observers = keras.callbacks.CallbackList(
@@ -126,6 +126,7 @@ def _training_steps(
             gradients = [gradient * _is_first() for gradient in total]
         optimizer.apply(gradients, variables)
 
+    # In the graph: a loop over `train_step`.
     def train_steps(inputs: tuple[tf.Tensor, tf.Tensor], count: tf.Tensor) -> dict[str, tf.Tensor]:
         def body(index: tf.Tensor) -> tuple[tf.Tensor]:
             strategy.run(train_step, (*inputs, index))
@@ -143,6 +144,7 @@ def _training_steps(
     function = _graph(train_steps)
     size, most = batches.size // replicas, min(STEPS_PER_CALL, batches.in_epoch)
 
+    # Outside of it: makes the batches, and calls the graph.
     def take_steps(step: int, count: int) -> Figures:
         def own(context: tf.distribute.experimental.ValueContext) -> tuple[tf.Tensor, ...]:
             first = context.replica_id_in_sync_group * size
@@ -202,7 +204,7 @@ def _loss(
 ) -> tf.Tensor:
     """Return the compiled loss of a batch, and update this replica's metrics with the batch.
 
-    It is divided by the number of replicas, for the optimizer sums over them.
+    Keras' `compute_loss` divides it by the number of replicas, for the optimizer sums over them.
     """
     labels = tf.cast(labels, tf.float32)
     probabilities = twin(images, training=training)
